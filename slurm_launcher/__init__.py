@@ -1,0 +1,24 @@
+"""Inference engines as jobs: intent -> one loop -> sbatch, scancel.
+
+    ModelSpec, Launch        spec.py       what to run, frozen; who it is
+        |
+        v
+    render(...)              script.py     -> the batch script, pure; carries agent.py and a manifest inside
+        |                    engines.py    argv, health and proof of each engine (TGI, vLLM, llama.cpp), pure
+        |                    runtimes.py   the container around an argv (apptainer, none), pure
+        v
+    Cluster.submit           cluster.py    the contract: submit, cancel, jobs, ended; "could not ask" is never "gone"
+        |                    slurm.py      ... by sbatch, squeue, scancel, sacct: the only caller of Slurm's commands
+        |                    commands.py   their argv and the parsers of their output, pure
+        |                    local.py      ... the same script as a plain process, no Slurm
+        v
+    agent.py                               in the job (stdlib only, Python 3.6+): port, engine, proof, reports, drain
+        |  reports
+        v
+    Replica                  states.py     target, status, the one transition table
+    reconcile(facts)         reconcile.py  facts -> actions, pure
+    Launcher                 loop.py       makes the actions true; remembers in store.py
+
+The agent's reports and the jobs' comments carry enough to adopt a replica that this process has never heard of, so what
+store.py keeps is soft: losing it costs nothing but the history of failures.
+"""

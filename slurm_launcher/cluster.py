@@ -1,0 +1,114 @@
+"""The contract of a place that runs jobs: Slurm (slurm.py) or this machine (local.py)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+
+class CouldNotAsk(Exception):
+    """The scheduler did not answer. Nothing is known: not that a job is gone, not that a submission failed."""
+
+
+class Refused(Exception):
+    """The scheduler answered no. The message is its own first line; trying the same again gives the same."""
+
+
+@dataclass(frozen=True, slots=True)
+class JobComment:
+    """The mark each job carries in `--comment`, by which it is found again and adopted."""
+
+    service: str
+    model: str
+    replica_id: str
+    config_hash: str
+
+    def dumps(self) -> str:
+        """One line of JSON without spaces and without the delimiter `|` of our squeue format."""
+        fields = {"slurmgate": 1, "service": self.service, "model": self.model, "replica": self.replica_id}
+        text = json.dumps({**fields, "config": self.config_hash}, separators=(",", ":"))
+        return text.replace("|", "\\u007c")
+
+    @classmethod
+    def loads(cls, text: str) -> JobComment | None:
+        """The comment of a job, or None where it is not one of ours."""
+        try:
+            fields = json.loads(text)
+            if fields["slurmgate"] != 1:
+                return None
+            return cls(
+                service=str(fields["service"]),
+                model=str(fields["model"]),
+                replica_id=str(fields["replica"]),
+                config_hash=str(fields["config"]),
+            )
+        except (ValueError, TypeError, KeyError):
+            return None
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One job as the scheduler tells it.
+
+    state       Slurm's own word, such as PENDING, RUNNING, COMPLETING, CANCELLED, NODE_FAIL
+    reason      why it is pending or how it ended, such as Resources or NonZeroExitCode; "" for none
+    node        the batch host, "" while pending
+    time_left_s until the wall time, None where unknown or unlimited
+    starts_at   the scheduler's estimate for a pending job, as its own text (local time), "" for none
+    """
+
+    id: str
+    state: str
+    reason: str = ""
+    node: str = ""
+    time_left_s: float | None = None
+    starts_at: str = ""
+    comment: JobComment | None = None
+
+    @property
+    def alive(self) -> bool:
+        """It has, or may yet get, processes."""
+        return self.state in ALIVE_STATES
+
+    @property
+    def waiting(self) -> bool:
+        return self.state in WAITING_STATES
+
+
+WAITING_STATES = frozenset({"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD"})
+"""Not running now, may run (again)."""
+
+ALIVE_STATES = WAITING_STATES | {
+    "CONFIGURING", "RUNNING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING",
+}  # fmt: skip
+"""COMPLETING is not among them: its processes are being killed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """What is handed to the scheduler: a whole script; everything else is inside it."""
+
+    replica_id: str
+    script: str = field(repr=False)
+
+
+class Cluster(Protocol):
+    """A place that runs jobs. All verbs raise `CouldNotAsk` when it does not answer."""
+
+    @property
+    def name(self) -> str:
+        """Part of a job's identity: job ids of two clusters may be equal. "" for the default cluster."""
+
+    async def submit(self, submission: Submission) -> str:
+        """The new job's id. Raises `Refused`. After `CouldNotAsk` the job may exist all the same: look for its mark."""
+
+    async def jobs(self) -> dict[str, Job]:
+        """Every job of this service by id, lately ended ones included for as long as the scheduler remembers them."""
+
+    async def ended(self, ids: Iterable[str]) -> dict[str, Job]:
+        """How jobs that `jobs` no longer shows have ended, where accounting knows."""
+
+    async def cancel(self, ids: Iterable[str]) -> None:
+        """End jobs. Unknown and ended ones are no error."""

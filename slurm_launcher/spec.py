@@ -1,0 +1,130 @@
+"""What to run and who it is: frozen values, parsed once from the configuration."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """What one replica asks Slurm for. None or 0 leaves the option out, so the partition's default holds."""
+
+    gpus: int = 0
+    gpu_type: str | None = None
+    cpus: int = 0
+    memory_mb: int = 0
+    time_limit_s: int = 0
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    reservation: str | None = None
+    exclusive: bool = False
+    extra: tuple[str, ...] = ()
+    """More sbatch options, one a line, such as `--nodelist=n1`."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """One model as the configuration gives it.
+
+    name          the public name; may hold `/`
+    engine        a name of `engines.ENGINES`
+    source        what the engine loads: a hub id or a path
+    task          "generate" or "embed"; says which request proves a replica
+    runtime       a name of `runtimes.RUNTIMES`
+    image         the container image, for runtimes that need one
+    command       replaces the engine's program (argv[0] and what precedes the arguments); empty: the engine's own
+    arguments     appended to the engine's argv
+    environment   for the engine, beside its own; may hold secrets, so it never reaches a command line
+    binds         host paths that the container sees, `SRC` or `SRC:DST` or `SRC:DST:ro`
+    prologue      shell lines that run before the agent (module load ...)
+    replicas      how many there shall be
+    """
+
+    name: str
+    engine: str
+    source: str
+    task: str = "generate"
+    runtime: str = "none"
+    image: str | None = None
+    command: tuple[str, ...] = ()
+    arguments: tuple[str, ...] = ()
+    environment: tuple[tuple[str, str], ...] = ()
+    binds: tuple[str, ...] = ()
+    prologue: tuple[str, ...] = ()
+    context_length: int | None = None
+    resources: Resources = field(default_factory=Resources)
+    replicas: int = 1
+    start_timeout_s: float = 1800.0
+    drain_timeout_s: float = 120.0
+
+    @property
+    def config_hash(self) -> str:
+        """Changes when a running replica is no longer what the configuration asks for (so not with `replicas`)."""
+        fields: dict[str, Any] = asdict(self)
+        del fields["replicas"]
+        return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """What all replicas of one gateway share.
+
+    service         the gateway's name; jobs are called `slurmgate-<service>`, so two gateways of one user stay apart
+    gateway_url     where agents report, such as `http://login1:8000`
+    rendezvous      a file that holds the current gateway URL, for agents that share a file system with the gateway
+                    and find the old URL dead
+    log_directory   job logs, one a replica; must be visible from the nodes
+    python          the interpreter that runs the agent on the nodes
+    """
+
+    service: str
+    gateway_url: str
+    rendezvous: str
+    log_directory: Path
+    python: str = "python3"
+    heartbeat_s: float = 5.0
+    orphan_timeout_s: float = 3600.0
+
+    @property
+    def job_name(self) -> str:
+        return f"slurmgate-{self.service}"
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """One replica about to be started: its identity and its secrets."""
+
+    replica_id: str
+    token: str = field(repr=False)
+    engine_key: str = field(repr=False)
+
+
+class Secrets:
+    """Per-replica secrets, derived, so that nothing has to be stored and a restarted gateway knows them again."""
+
+    def __init__(self, secret: bytes) -> None:
+        self._secret = secret
+
+    def _derive(self, purpose: str, replica_id: str) -> str:
+        return hmac.new(self._secret, f"{purpose}:{replica_id}".encode(), hashlib.sha256).hexdigest()
+
+    def launch(self, replica_id: str) -> Launch:
+        return Launch(replica_id, token=self.agent_token(replica_id), engine_key=self.engine_key(replica_id))
+
+    def agent_token(self, replica_id: str) -> str:
+        """What the agent shows the gateway."""
+        return self._derive("agent", replica_id)
+
+    def engine_key(self, replica_id: str) -> str:
+        """What the gateway shows the engine."""
+        return self._derive("engine", replica_id)
+
+    def is_agent(self, replica_id: str, token: str) -> bool:
+        return hmac.compare_digest(self.agent_token(replica_id).encode(), token.encode())
