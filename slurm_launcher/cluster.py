@@ -73,6 +73,11 @@ class Job:
         return self.state in ALIVE_STATES
 
     @property
+    def over(self) -> bool:
+        """Nothing of it is left. In between is COMPLETING: its processes are being killed."""
+        return not self.alive and self.state != "COMPLETING"
+
+    @property
     def waiting(self) -> bool:
         return self.state in WAITING_STATES
 

@@ -61,7 +61,9 @@ class Replica:
 
     job_id       None while a submission is under way, or after one that was not answered
     life         Slurm's restart count: a requeued job keeps its id and starts again with a higher one
-    note         what the scheduler says of a pending job, such as "PENDING (Resources)"
+    running_since   when the scheduler was first seen to run the job (of this life)
+    heard_at     the agent's last report
+    note         what the scheduler says of the job, such as "PENDING (Resources)"
     unseen       how many answered polls in a row did not show the job
     """
 
@@ -77,6 +79,7 @@ class Replica:
     node: str = ""
     host: str = ""
     port: int = 0
+    running_since: float | None = None
     ready_at: float | None = None
     heard_at: float | None = None
     draining_since: float | None = None
