@@ -8,9 +8,12 @@ Launcher   what a backend needs of whoever starts engines
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass, field
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
+
+from .errors import GatewayError
 
 
 @dataclass(slots=True)
@@ -43,43 +46,55 @@ class Call:
     key_id: str = ""
 
 
-def _nothing() -> None:
-    return None
-
-
 @dataclass(slots=True)
 class Reply:
-    """One answer on its way to the client.
-
-    body    the whole body, or an iterator of bytes: each item is one or more whole server-sent events.
-            Iterating raises `GatewayError` when the engine fails midway.
-    usage   None until known; for a stream, filled in when the usage chunk has passed
-    served_by   the replica (or provider) that answered, for the log
-
-    `close` must be called, always, and may be called twice: it gives the replica's slot back and, if the body has not
-    ended, closes the engine's connection so that it stops generating.
-    """
+    """A whole answer. `served_by` is the replica (or provider) that gave it, for the log."""
 
     status: int
     content_type: bytes
-    body: bytes | AsyncIterator[bytes]
+    body: bytes
     usage: Usage | None = None
     served_by: str = ""
-    on_close: Callable[[], None] = field(default=_nothing)
 
+
+class EventStream(ABC):
+    """An answer that is still being made: iterate over it, then `close` it, whatever happened.
+
+    Each item is one or more whole server-sent events. Iterating raises `GatewayError` when the engine fails midway.
+
+    usage      None until the usage chunk has passed
+    failure    set when the engine reported an error inside the stream (the event has been passed on)
+    """
+
+    __slots__ = ("failure", "served_by", "usage")
+
+    def __init__(self, served_by: str) -> None:
+        self.served_by = served_by
+        self.usage: Usage | None = None
+        self.failure: GatewayError | None = None
+
+    def __aiter__(self) -> EventStream:
+        return self
+
+    @abstractmethod
+    async def __anext__(self) -> bytes: ...
+
+    @abstractmethod
     def close(self) -> None:
-        on_close, self.on_close = self.on_close, _nothing
-        on_close()
+        """Give the replica's slot back; if the stream has not ended, make the engine stop. May be called twice."""
 
 
 class Backend(Protocol):
     """Something that answers for a model."""
 
-    async def run(self, call: Call) -> Reply:
-        """Answer, or raise `GatewayError`. Cancelling it, or closing its reply, frees everything under it."""
+    async def run(self, call: Call) -> Reply | EventStream:
+        """Answer, or raise `GatewayError`. Cancelling it, or closing its stream, frees everything under it."""
+
+    def in_flight(self, replica_id: str) -> int:
+        """Requests that this backend has on a replica now."""
 
     async def aclose(self) -> None:
-        """Close idle connections. Replies still open are the caller's to close."""
+        """Close idle connections. Streams still open are the caller's to close."""
 
 
 class Endpoint(Protocol):

@@ -1,0 +1,49 @@
+# Everything runs from .venv, which each target makes when it is missing or older than the lock.
+PYTHON ?= python3
+PORT ?= 8000
+STATE_DIR ?=
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: serve test lint bench lock slurm-install slurm-up slurm-down clean
+
+serve: $(READY)
+	$(BIN)/slurmgate serve --port $(PORT) $(if $(STATE_DIR),--state-dir $(STATE_DIR))
+
+test: $(READY) slurm-install
+	$(BIN)/python -m pytest
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(READY)
+	bench/install_peers.sh
+	$(BIN)/python -m bench
+
+# the lock is made for Python 3.11 to 3.13 at once; needs uv
+lock:
+	uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes \
+	  --no-emit-index-url --no-header --upgrade --quiet --output-file requirements.lock
+
+# a real Slurm for the tests; where it cannot be had, pytest says why and skips them
+slurm-install:
+	-@tests/acceptance/slurm_cluster.sh install
+
+slurm-up:
+	tests/acceptance/slurm_cluster.sh up
+
+slurm-down:
+	tests/acceptance/slurm_cluster.sh down
+
+clean:
+	rm -rf $(VENV) .venv-bench .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+
+$(READY): requirements.lock pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "slurmgate needs Python 3.11 or newer: make PYTHON=...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $@

@@ -1,0 +1,261 @@
+"""The one composition root: everything is made here, joined here, started and stopped here."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from sqlalchemy import Engine
+from starlette.routing import Route, Router
+from starlette.types import ASGIApp, Receive, Scope, Send
+from structlog.typing import FilteringBoundLogger
+
+from backends.base import Launcher as EngineSource
+from backends.fixed import FixedEndpoint, FixedEndpoints
+from backends.replicas import ReplicaBackend
+from backends.transport import Timeouts
+from slurm_launcher.cluster import Cluster, JobComment, Submission
+from slurm_launcher.commands import directives
+from slurm_launcher.local import LocalCluster
+from slurm_launcher.loop import Launcher, Pace
+from slurm_launcher.script import render
+from slurm_launcher.slurm import SlurmCluster
+from slurm_launcher.spec import ModelSpec, Secrets, Site
+from slurm_launcher.store import ReplicaStore
+
+from .accounting import Accounting
+from .auth import Authentication, KeyRing
+from .bodies import BodyReader
+from .config import Config, Model
+from .dispatch import Dispatcher
+from .keys import KeyStore
+from .logging import LineWriter
+from .metrics import Metrics
+from .middleware import Edge
+from .registry import Entry, Registry
+from .routes import chat, completions, embeddings
+from .routes.health import Health, Ready, ShowMetrics
+from .routes.inference import Inference
+from .routes.internal import Reports
+from .routes.models import ListModels, ShowModel
+from .state import StateDir
+
+SIGNAL_LEAD_S = 120
+"""Slurm warns the agent this long before the wall time (and may do so up to a minute early)."""
+
+FLUSH_S = 0.25
+HOUSEKEEPING_S = 1.0
+
+
+def site_of(config: Config, state: StateDir, gateway_url: str) -> Site:
+    section = config.launcher
+    shared = section.shared_dir.expanduser() if section.shared_dir is not None else None
+    return Site(
+        service=section.service,
+        gateway_url=gateway_url,
+        rendezvous=str((shared or state.path) / state.url_file.name),
+        log_directory=(shared or state.path) / state.logs.name,
+        python=section.python,
+        heartbeat_s=section.heartbeat_s,
+        orphan_timeout_s=section.orphan_timeout_s,
+    )
+
+
+def cluster_of(config: Config, state: StateDir) -> Cluster:
+    if config.launcher.kind == "local":
+        return LocalCluster(state.jobs, config.launcher.service)
+    return SlurmCluster(f"slurmgate-{config.launcher.service}")
+
+
+class Builder:
+    """Makes the submission of a new replica: the whole script, and the mark by which its job is found again."""
+
+    def __init__(self, config: Config, site: Site, secrets: Secrets) -> None:
+        self._local = config.launcher.kind == "local"
+        self._site = site
+        self._secrets = secrets
+
+    def __call__(self, spec: ModelSpec, replica_id: str) -> Submission:
+        mark = JobComment(self._site.service, spec.name, replica_id, spec.config_hash)
+        log = self._site.log_directory / f"{replica_id}.log"
+        return Submission(replica_id, self.script(spec, replica_id), mark, log)
+
+    def script(self, spec: ModelSpec, replica_id: str, *, redact: bool = False) -> str:
+        mark = JobComment(self._site.service, spec.name, replica_id, spec.config_hash)
+        lines: list[str] = []
+        if not self._local:
+            lines = directives(
+                spec.resources,
+                job_name=self._site.job_name,
+                comment=mark.dumps(),
+                output=str(self._site.log_directory / f"{replica_id}.log"),
+                signal_lead_s=SIGNAL_LEAD_S,
+            )
+        return render(
+            spec,
+            self._secrets.launch(replica_id),
+            self._site,
+            directives=lines,
+            host="127.0.0.1" if self._local else None,
+            redact=redact,
+        )
+
+
+class Gateway:
+    """A whole gateway without its socket: an ASGI app with a start and a stop.
+
+    gateway_url     where agents reach it
+    loopback_only   nothing but this machine can reach it
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        state: StateDir,
+        engine: Engine,
+        *,
+        gateway_url: str,
+        loopback_only: bool,
+        log: FilteringBoundLogger,
+        lines: LineWriter,
+    ) -> None:
+        self.config = config
+        self.log = log
+        self._lines = lines
+        self._accounting = Accounting(engine)
+        self._keys = KeyRing(KeyStore(engine), loopback_only=loopback_only)
+        self._metrics = Metrics()
+        self._site = site_of(config, state, gateway_url)
+        secrets = Secrets(state.secret())
+        self.launcher = Launcher(
+            cluster_of(config, state),
+            config.specs,
+            site=self._site,
+            secrets=secrets,
+            store=ReplicaStore(engine),
+            build=Builder(config, self._site, secrets),
+            in_flight=self._in_flight,
+            log=log,
+            pace=Pace(config.launcher.poll_busy_s, config.launcher.poll_calm_s, min(2.0, config.launcher.poll_busy_s)),
+        )
+        self._sources: dict[str, EngineSource] = {}
+        self._backends: dict[str, ReplicaBackend] = {}
+        for name, model in config.models.items():
+            source = self._sources[name] = fixed(model) if model.urls else self.launcher
+            times = model.timeouts
+            self._backends[name] = ReplicaBackend(
+                name,
+                source,
+                wait_s=times.replica_wait_s,
+                timeouts=Timeouts(times.connect_s, times.first_byte_s, times.idle_s),
+            )
+        now = int(time.time())
+        registry = Registry(Entry(name, backend, now) for name, backend in self._backends.items())
+        self._metrics.watch_replicas(lambda: [(r.model, r.word) for r in self.launcher.replicas()])
+        bodies = BodyReader(config.server.max_body_mb * 1024 * 1024, config.server.body_timeout_s)
+        self._app = self._stack(registry, Dispatcher(registry, self._accounting), bodies)
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def _stack(self, registry: Registry, dispatcher: Dispatcher, bodies: BodyReader) -> ASGIApp:
+        """Routes in the order in which they are tried, and what stands around them, innermost first."""
+        routes = [
+            *(
+                Route(endpoint.PATH, Inference(endpoint.PATH, endpoint.check, dispatcher, bodies), methods=["POST"])
+                for endpoint in (chat, completions, embeddings)
+            ),
+            Route(ListModels.path, ListModels(registry), methods=["GET"]),
+            Route(ShowModel.path, ShowModel(registry), methods=["GET"]),
+            Route(Health.path, Health(), methods=["GET"]),
+            Route(Ready.path, Ready(self.endpoints), methods=["GET"]),
+            Route(ShowMetrics.path, ShowMetrics(self._metrics), methods=["GET"]),
+            Route(Reports.path, Reports(self.launcher, bodies), methods=["POST"]),
+        ]
+        app: ASGIApp = Router(routes, redirect_slashes=False)
+        app = Authentication(app, self._keys)
+        return Edge(app, self.log, self._metrics)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope["app"] = self  # Starlette's router then raises its 404 and 405, which Edge translates
+        await self._app(scope, receive, send)
+
+    # -- life ---------------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        self._site.log_directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_url(Path(self._site.rendezvous), self._site.gateway_url)
+        self._keys.refresh()
+        await self.launcher.start()
+        self._tasks = [
+            asyncio.create_task(self._flush(), name="log writer"),
+            asyncio.create_task(self._keep_house(), name="housekeeping"),
+        ]
+
+    async def stop(self, *, stop_replicas: bool) -> list[str]:
+        """After the last answer. Returns the ids of jobs that would not end."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.launcher.stop()
+        left = await self.launcher.stop_replicas() if stop_replicas else []
+        for backend in self._backends.values():
+            await backend.aclose()
+        await self._write_usage()
+        self._lines.flush()
+        return left
+
+    async def _flush(self) -> None:
+        while True:
+            await asyncio.sleep(FLUSH_S)
+            self._lines.flush()
+
+    async def _keep_house(self) -> None:
+        while True:
+            await asyncio.sleep(HOUSEKEEPING_S)
+            try:
+                await asyncio.to_thread(self._keys.refresh)
+                await self._write_usage()
+            except Exception:  # the database may be locked or full for a while; usage is kept for the next time
+                self.log.exception("housekeeping_failed")
+
+    async def _write_usage(self) -> None:
+        rows = self._accounting.take()
+        try:
+            await asyncio.shield(asyncio.to_thread(self._accounting.write, rows))
+        except Exception:
+            self._accounting.put_back(rows)
+            raise
+
+    # -- what others ask ----------------------------------------------------------------------------------------------
+
+    @property
+    def needs_key(self) -> bool:
+        return not self._keys.open
+
+    def endpoints(self) -> Mapping[str, int]:
+        """Replicas that take requests, by model."""
+        return {name: len(source.endpoints(name)) for name, source in self._sources.items()}
+
+    def _in_flight(self, replica_id: str) -> int:
+        return sum(backend.in_flight(replica_id) for backend in self._backends.values())
+
+
+def fixed(model: Model) -> FixedEndpoints:
+    """The engines of a model that names their URLs."""
+    key = os.environ.get(model.api_key_env, "") if model.api_key_env else ""
+    endpoints = []
+    for url in model.urls:
+        parts = urlsplit(url)
+        host, port = parts.hostname or "", parts.port or 0
+        endpoints.append(FixedEndpoint(f"{host}:{port}", host, port, key))
+    return FixedEndpoints(endpoints)
+
+
+def write_url(path: Path, url: str) -> None:
+    """Tell agents where the gateway is; whole or not at all, since they may be reading."""
+    new = path.with_suffix(".new")
+    new.write_text(url + "\n")
+    new.replace(path)

@@ -1,0 +1,67 @@
+"""Who asks: the `Authorization` header -> a key's id, checked in memory."""
+
+from __future__ import annotations
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from backends.errors import NotAuthenticated
+
+from .keys import KeyStore, digest
+from .record import record_of
+
+_BEARER = b"bearer "
+
+
+class KeyRing:
+    """The valid keys, as the database had them at the last `refresh`.
+
+    loopback_only   the gateway can only be reached from this machine; then, until a first key is made, none is needed
+    """
+
+    def __init__(self, store: KeyStore, *, loopback_only: bool) -> None:
+        self._store = store
+        self._loopback_only = loopback_only
+        self._seen: dict[bytes, str] = {}
+        self._valid: dict[str, str] = {}
+        self.open = False
+
+    def refresh(self) -> None:
+        """Read the keys again: a key that the command line made or revoked counts from now on."""
+        valid = self._store.valid()
+        self.open = self._loopback_only and not valid and not self._store.ever()
+        if valid != self._valid:
+            self._valid = valid
+            self._seen = {}
+
+    def key_id(self, authorization: bytes | None) -> str:
+        """The id of the key in an `Authorization` header, "" where none is needed. Raises `NotAuthenticated`."""
+        if self.open:
+            return ""
+        if authorization is None:
+            raise NotAuthenticated("You didn't provide an API key: send it as 'Authorization: Bearer YOUR_KEY'.")
+        if (known := self._seen.get(authorization)) is not None:
+            return known
+        key = authorization[len(_BEARER) :].strip() if authorization[: len(_BEARER)].lower() == _BEARER else b""
+        key_id = self._valid.get(digest(key.decode("latin-1")))
+        if key_id is None:
+            raise NotAuthenticated("Incorrect API key provided.")
+        self._seen[authorization] = key_id
+        return key_id
+
+
+class Authentication:
+    """Guards everything under `/v1/`. Health and metrics are open; agents have tokens of their own."""
+
+    def __init__(self, app: ASGIApp, ring: KeyRing) -> None:
+        self._app = app
+        self._ring = ring
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"].startswith("/v1/"):
+            authorization = None
+            for name, value in scope["headers"]:
+                if name == b"authorization":
+                    authorization = value
+                    break
+            record_of(scope).key_id = self._ring.key_id(authorization)
+        await self._app(scope, receive, send)

@@ -1,0 +1,331 @@
+"""Configuration: TOML -> frozen values. Every mistake is reported, all at once, with its path and what was expected.
+
+The sections are pydantic models, so that their fields are the documentation; `Config.specs` is what the launcher
+needs of them.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from slurm_launcher.engines import ENGINES
+from slurm_launcher.runtimes import RUNTIMES
+from slurm_launcher.spec import ModelSpec, Resources
+
+
+class ConfigError(Exception):
+    """The configuration cannot be used. `mistakes` has a line for each, with the key's path."""
+
+    def __init__(self, source: str, mistakes: list[str]) -> None:
+        self.source = source
+        self.mistakes = mistakes
+        count = "1 mistake" if len(mistakes) == 1 else f"{len(mistakes)} mistakes"
+        super().__init__("\n".join([f"{source}: {count}", *(f"  {mistake}" for mistake in mistakes)]))
+
+
+# -- values with a notation of their own -----------------------------------------------------------------------------
+
+
+def parse_time_limit(text: Any) -> Any:
+    """Slurm's `[days-]hours:minutes:seconds` -> seconds. Anything else is returned for pydantic to refuse."""
+    if isinstance(text, str):
+        match = re.fullmatch(r"(?:(\d+)-)?(\d{1,3}):(\d\d):(\d\d)", text)
+        if match is None:
+            raise ValueError('expected Slurm\'s notation for a time, "HH:MM:SS" or "D-HH:MM:SS"')
+        days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
+        return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
+    raise ValueError('expected a text such as "24:00:00"')
+
+
+def parse_memory(text: Any) -> Any:
+    """`"64G"`, `"64000M"` -> MB."""
+    match = re.fullmatch(r"(\d+)([MGT])", text) if isinstance(text, str) else None
+    if match is None:
+        raise ValueError('expected a text such as "64G" or "64000M"')
+    return int(match[1]) * {"M": 1, "G": 1024, "T": 1024 * 1024}[match[2]]
+
+
+def check_engine_url(url: str) -> str:
+    """`http://HOST:PORT`, since requests keep their own path; a closing `/v1` is taken off."""
+    parts = urlsplit(url)
+    try:
+        usable = parts.scheme == "http" and parts.hostname and parts.port and not parts.query and not parts.username
+    except ValueError:  # a port that is none
+        usable = False
+    if not usable or parts.path.rstrip("/") not in ("", "/v1"):
+        raise ValueError("expected http://HOST:PORT")
+    return url
+
+
+def one_of(names: Mapping[str, object]) -> AfterValidator:
+    def check(name: str) -> str:
+        if name not in names:
+            raise ValueError(f"expected one of: {', '.join(sorted(names))}")
+        return name
+
+    return AfterValidator(check)
+
+
+TimeLimit = Annotated[int, BeforeValidator(parse_time_limit)]
+Memory = Annotated[int, BeforeValidator(parse_memory)]
+EngineUrl = Annotated[str, AfterValidator(check_engine_url)]
+Seconds = Annotated[float, Field(gt=0)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+# -- the sections ----------------------------------------------------------------------------------------------------
+
+
+class Server(Section):
+    host: str = "127.0.0.1"
+    port: int = Field(8000, ge=0, le=65535)
+    advertise_url: str | None = None
+    """Where the agents in the jobs report, such as `http://login1.cluster:8000`; by default this machine's name."""
+    max_body_mb: int = Field(64, ge=1)
+    body_timeout_s: Seconds = 60.0
+    """How long a client may take to send its request."""
+    shutdown_grace_s: float = Field(30.0, ge=0)
+    """How long running streams may go on after SIGTERM."""
+
+
+class Timeouts(Section):
+    connect_s: Seconds = 5.0
+    first_byte_s: Seconds = 600.0
+    idle_s: Seconds = 120.0
+    """Between two pieces of an answer."""
+    replica_wait_s: Seconds = 300.0
+    """How long a request waits for a replica to become ready."""
+
+
+class LauncherSection(Section):
+    kind: Literal["slurm", "local"] = "slurm"
+    service: str = Field("main", pattern=r"^[a-z0-9][a-z0-9-]{0,31}$")
+    """Jobs are called `slurmgate-<service>`."""
+    python: str = "python3"
+    """Runs the agent on the nodes; 3.6 or newer, nothing else needed."""
+    heartbeat_s: Seconds = 5.0
+    orphan_timeout_s: Seconds = 3600.0
+    """A replica that cannot reach any gateway for this long ends itself."""
+    shared_dir: Path | None = Field(None, strict=False)
+    """Job logs and the gateway's current URL, visible from the nodes; by default the state directory."""
+    poll_busy_s: float = Field(15.0, ge=1)
+    poll_calm_s: float = Field(60.0, ge=1)
+    stop_replicas_on_exit: bool = False
+
+
+class SlurmSection(Section):
+    gpus: int = Field(0, ge=0)
+    gpu_type: str | None = None
+    cpus: int = Field(0, ge=0)
+    memory: Memory = 0
+    time: TimeLimit = 0
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    reservation: str | None = None
+    exclusive: bool = False
+    extra: tuple[Annotated[str, Field(pattern=r"^--?[^\n]+$")], ...] = Field((), strict=False)
+
+
+class Model(Section):
+    engine: Annotated[str, one_of(ENGINES)]
+    source: str | None = None
+    urls: tuple[EngineUrl, ...] = Field((), strict=False)
+    api_key_env: str | None = None
+    """With `urls`: the environment variable that holds the engines' key."""
+    task: Literal["generate", "embed"] = "generate"
+    runtime: Annotated[str, one_of(RUNTIMES)] = "none"
+    image: str | None = None
+    command: tuple[str, ...] = Field((), strict=False)
+    arguments: tuple[str, ...] = Field((), strict=False)
+    environment: dict[str, str] = Field(default_factory=dict)
+    binds: tuple[str, ...] = Field((), strict=False)
+    prologue: tuple[str, ...] = Field((), strict=False)
+    context_length: int | None = Field(None, ge=1)
+    replicas: int = Field(1, ge=0, le=1000)
+    start_timeout_s: Seconds = 1800.0
+    drain_timeout_s: Seconds = 120.0
+    timeouts: Timeouts = Timeouts()
+    slurm: SlurmSection = SlurmSection()
+
+    @model_validator(mode="after")
+    def _agrees_with_itself(self) -> Model:
+        if bool(self.urls) == bool(self.source):
+            raise ValueError("expected either `source` (an engine to launch) or `urls` (engines that run already)")
+        if self.source and self.runtime != "none" and not self.image:
+            raise ValueError(f"expected `image`, the container image, since runtime is {self.runtime!r}")
+        if self.task == "embed" and not ENGINES[self.engine].embeds:
+            raise ValueError(f"expected task = 'generate': {self.engine} does not serve embeddings")
+        if self.api_key_env and not self.urls:
+            raise ValueError("expected `api_key_env` only with `urls`: launched engines get keys of their own")
+        return self
+
+
+class Config(Section):
+    state_dir: Path | None = Field(None, strict=False)
+    server: Server = Server()
+    launcher: LauncherSection = LauncherSection()
+    models: dict[Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\s|]+$")], Model]
+
+    @property
+    def specs(self) -> dict[str, ModelSpec]:
+        """The models to launch."""
+        return {name: _spec(name, model) for name, model in self.models.items() if model.source is not None}
+
+
+def _spec(name: str, model: Model) -> ModelSpec:
+    slurm = model.slurm
+    assert model.source is not None  # noqa: S101  # the caller's filter, told to the type checker
+    return ModelSpec(
+        name=name,
+        engine=model.engine,
+        source=model.source,
+        task=model.task,
+        runtime=model.runtime,
+        image=model.image,
+        command=model.command,
+        arguments=model.arguments,
+        environment=tuple(sorted(model.environment.items())),
+        binds=model.binds,
+        prologue=model.prologue,
+        context_length=model.context_length,
+        replicas=model.replicas,
+        start_timeout_s=model.start_timeout_s,
+        drain_timeout_s=model.drain_timeout_s,
+        resources=Resources(
+            gpus=slurm.gpus,
+            gpu_type=slurm.gpu_type,
+            cpus=slurm.cpus,
+            memory_mb=slurm.memory,
+            time_limit_s=slurm.time,
+            partition=slurm.partition,
+            account=slurm.account,
+            qos=slurm.qos,
+            constraint=slurm.constraint,
+            reservation=slurm.reservation,
+            exclusive=slurm.exclusive,
+            extra=slurm.extra,
+        ),
+    )
+
+
+# -- reading ---------------------------------------------------------------------------------------------------------
+
+
+def load(path: Path) -> Config:
+    """The configuration in a file. Raises `ConfigError`."""
+    try:
+        text = path.read_bytes().decode()
+    except OSError as error:
+        raise ConfigError(str(path), [f"cannot be read: {error.strerror}"]) from None
+    except UnicodeDecodeError:
+        raise ConfigError(str(path), ["is not UTF-8 text"]) from None
+    return parse(text, str(path))
+
+
+def parse(text: str, source: str = "configuration") -> Config:
+    """The configuration in a TOML text. `[defaults]` fills in what a model leaves out. Raises `ConfigError`."""
+    try:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(source, [f"is not TOML: {error}"]) from None
+    defaults = document.pop("defaults", {})
+    models = document.get("models")
+    if isinstance(models, dict) and isinstance(defaults, dict):
+        document["models"] = {
+            name: _over(defaults, model) if isinstance(model, dict) and "urls" not in model else model
+            for name, model in models.items()
+        }
+    try:
+        return Config.model_validate(document)
+    except ValidationError as error:
+        defaulted = defaults if isinstance(defaults, dict) else {}
+        raise ConfigError(source, list(dict.fromkeys(_mistakes(error, defaulted, models)))) from None
+
+
+def _over(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """`given` over `defaults`, tables merged."""
+    merged = dict(defaults)
+    for key, value in given.items():
+        below = merged.get(key)
+        merged[key] = _over(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
+    return merged
+
+
+_SAYABLE = (str, int, float, bool, list)
+_EXPECTED = {
+    "missing": "is missing",
+    "string_type": "expected a text",
+    "int_type": "expected a whole number",
+    "float_type": "expected a number",
+    "bool_type": "expected true or false",
+    "dict_type": "expected a table",
+    "model_type": "expected a table",
+    "tuple_type": "expected a list",
+}
+
+
+def _mistakes(error: ValidationError, defaults: Mapping[str, Any], models: Any) -> Iterator[str]:
+    for item in error.errors(include_url=False, include_context=True):
+        location = [str(part) for part in item["loc"]]
+        path = _path(location, defaults, models)
+        found, kind = item["input"], item["type"]
+        if kind == "extra_forbidden":
+            yield f"{path}: unknown key{_suggestion(location)}"
+            continue
+        if kind == "missing":
+            yield f"{path}: is missing"
+            continue
+        expected = _EXPECTED.get(kind) or item["msg"].removeprefix("Value error, ")
+        expected = expected.replace("Input should be", "expected").replace("String should", "expected to")
+        secret = "environment" in location or "key" in (location[-1] if location else "")
+        shown = f"found {found!r}, " if isinstance(found, _SAYABLE) and not secret else ""
+        yield f"{path}: {shown}{expected}"
+
+
+def _path(location: list[str], defaults: Mapping[str, Any], models: Any) -> str:
+    """The key as one would write it in TOML; under `defaults` where it was written there."""
+    if len(location) > 2 and location[0] == "models":
+        given: Any = models.get(location[1]) if isinstance(models, dict) else None
+        inherited: Any = defaults
+        for part in location[2:]:
+            given = given.get(part) if isinstance(given, dict) else None
+            inherited = inherited.get(part) if isinstance(inherited, dict) else None
+        if given is None and inherited is not None:
+            location = ["defaults", *location[2:]]
+    return ".".join(part if re.fullmatch(r"[\w-]+", part) else f'"{part}"' for part in location) or "configuration"
+
+
+_SECTIONS: dict[str, type[Section]] = {"server": Server, "launcher": LauncherSection}
+_PARTS: dict[str, type[Section]] = {"slurm": SlurmSection, "timeouts": Timeouts}
+
+
+def _suggestion(location: list[str]) -> str:
+    section: type[Section] = Config
+    if len(location) > 1 and location[0] in _SECTIONS:
+        section = _SECTIONS[location[0]]
+    elif len(location) > 2:
+        section = _PARTS.get(location[2], Model)
+    names = [*section.model_fields, *(["defaults"] if section is Config else [])]
+    close = difflib.get_close_matches(location[-1], names, n=1)
+    return f", did you mean {close[0]!r}?" if close else f"; known are: {', '.join(names)}"
+
+
+def default_state_dir() -> Path:
+    """`$SLURMGATE_STATE_DIR`, else the XDG state directory."""
+    if given := os.environ.get("SLURMGATE_STATE_DIR"):
+        return Path(given)
+    return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "slurmgate"

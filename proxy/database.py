@@ -1,0 +1,98 @@
+"""The gateway's database: SQLite in the state directory. Hard state (keys, usage) lives in tables made here.
+
+Migrations are numbered lists of statements, applied in order: a table with one number is all that is needed to know
+where a database stands (see docs/decisions.md).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import (
+    Column,
+    Engine,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    create_engine,
+    event,
+    insert,
+    select,
+    text,
+    update,
+)
+
+metadata = MetaData()
+
+schema_version = Table("schema_version", metadata, Column("version", Integer, nullable=False))
+
+keys = Table(
+    "keys",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("name", String(200), nullable=False),
+    Column("hash", String(64), nullable=False, unique=True),
+    Column("hint", String(16), nullable=False),
+    Column("created_at", Integer, nullable=False),
+    Column("revoked_at", Integer),
+)
+"""`hash` is the SHA-256 of the key in hex: keys are 256 random bits, so a slow hash would add nothing."""
+
+usage = Table(
+    "usage",
+    metadata,
+    Column("day", String(10), primary_key=True),
+    Column("key_id", String(32), primary_key=True),
+    Column("model", String(200), primary_key=True),
+    Column("requests", Integer, nullable=False),
+    Column("prompt_tokens", Integer, nullable=False),
+    Column("completion_tokens", Integer, nullable=False),
+)
+
+MIGRATIONS: tuple[tuple[str, ...], ...] = (
+    (
+        "CREATE TABLE keys (id VARCHAR(32) PRIMARY KEY, name VARCHAR(200) NOT NULL, hash VARCHAR(64) NOT NULL UNIQUE,"
+        " hint VARCHAR(16) NOT NULL, created_at INTEGER NOT NULL, revoked_at INTEGER)",
+        "CREATE TABLE usage (day VARCHAR(10) NOT NULL, key_id VARCHAR(32) NOT NULL, model VARCHAR(200) NOT NULL,"
+        " requests INTEGER NOT NULL, prompt_tokens INTEGER NOT NULL, completion_tokens INTEGER NOT NULL,"
+        " PRIMARY KEY (day, key_id, model))",
+    ),
+)
+"""Never change one that has been released; append."""
+
+
+class NewerDatabase(Exception):
+    """The database was made by a newer slurmgate."""
+
+
+def open_database(path: Path) -> Engine:
+    """The database at `path`, made or migrated where needed. Raises `NewerDatabase`."""
+    engine = create_engine(f"sqlite:///{path}", connect_args={"timeout": 10.0})
+
+    @event.listens_for(engine, "connect")
+    def _prepare(connection: Any, _record: Any) -> None:
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=NORMAL")
+
+    migrate(engine)
+    return engine
+
+
+def migrate(engine: Engine) -> None:
+    with engine.begin() as connection:
+        schema_version.create(connection, checkfirst=True)
+        at = connection.execute(select(schema_version.c.version)).scalar()
+        if at is None:
+            connection.execute(insert(schema_version).values(version=0))
+            at = 0
+        if at > len(MIGRATIONS):
+            raise NewerDatabase(
+                f"{engine.url.database} has schema version {at}; this slurmgate knows versions up to {len(MIGRATIONS)}"
+            )
+        for statements in MIGRATIONS[at:]:
+            for statement in statements:
+                connection.execute(text(statement))
+        if at < len(MIGRATIONS):
+            connection.execute(update(schema_version).values(version=len(MIGRATIONS)))

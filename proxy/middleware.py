@@ -1,0 +1,113 @@
+"""The outermost layer: a request id, a record, one log line, and an OpenAI error for whatever went wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable
+
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from structlog.typing import FilteringBoundLogger
+
+from backends.errors import GatewayError, InvalidRequest, MethodNotAllowed, NotFound
+
+from .disconnects import ClientDisconnected
+from .metrics import Metrics
+from .record import Record, attach
+from .replies import send_error
+
+VERSION = (b"openai-version", b"2020-10-01")
+CLIENT_CLOSED = 499
+"""nginx's status for a client that left before its answer was whole: for log and metrics, nobody receives it."""
+
+
+class Edge:
+    """Everything that comes in passes here once, and everything that goes wrong ends here."""
+
+    def __init__(self, app: ASGIApp, log: FilteringBoundLogger, metrics: Metrics) -> None:
+        self._app = app
+        self._log = log
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        record = Record(scope["method"], scope["path"])
+        attach(scope, record)
+        started = False
+
+        def send_with_id(message: Message) -> Awaitable[None]:
+            # a plain function that hands the awaitable on: it runs once for each piece of each stream
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                record.status = message["status"]
+                elapsed_ms = b"%d" % ((time.perf_counter() - record.started) * 1000)
+                message["headers"] = [
+                    *message["headers"],
+                    (b"x-request-id", record.id.encode()),
+                    (b"openai-processing-ms", elapsed_ms),
+                    VERSION,
+                ]
+            return send(message)
+
+        self._metrics.in_flight.inc()
+        try:
+            await self._app(scope, receive, send_with_id)
+        except ClientDisconnected:
+            record.status, record.error = CLIENT_CLOSED, "client_disconnected"
+        except asyncio.CancelledError:
+            record.status, record.error = CLIENT_CLOSED, record.error or "cancelled"
+            raise
+        except Exception as problem:
+            error = self._as_ours(problem, record)
+            record.fail(error)
+            if started:  # too late to say it: a body that ends too early is all that is left
+                raise
+            await send_error(send_with_id, error)
+        finally:
+            self._metrics.in_flight.dec()
+            self._finish(record)
+
+    def _as_ours(self, problem: Exception, record: Record) -> GatewayError:
+        """Foreign exceptions become ours here. What we did not foresee is logged whole and shown as nothing."""
+        match problem:
+            case GatewayError():
+                return problem
+            case HTTPException(status_code=404):
+                return NotFound(f"Unknown request URL: {record.method} {record.path}.", code="unknown_url")
+            case HTTPException(status_code=405):
+                return MethodNotAllowed(f"Not allowed: {record.method} {record.path}.")
+            case HTTPException():
+                return InvalidRequest(str(problem.detail))
+            case _:
+                self._log.exception("unexpected_error", id=record.id, endpoint=record.endpoint, exc_info=problem)
+                return GatewayError("The gateway made a mistake; its log has the details.", code="internal_error")
+
+    def _finish(self, record: Record) -> None:
+        elapsed = time.perf_counter() - record.started
+        self._metrics.observe(record, elapsed)
+        if record.quiet and not record.error:
+            return
+        fields: dict[str, object] = {
+            "id": record.id,
+            "method": record.method,
+            "endpoint": record.endpoint,
+            "status": record.status,
+            "ms": round(elapsed * 1000, 2),
+            "key": record.key_id,
+            "model": record.model,
+            "replica": record.served_by,
+            "stream": record.stream,
+            "prompt_tokens": record.prompt_tokens,
+            "completion_tokens": record.completion_tokens,
+        }
+        if record.first_byte_s is not None:
+            fields["first_byte_ms"] = round(record.first_byte_s * 1000, 2)
+        if record.error:
+            fields["error"] = record.error
+        if record.detail:
+            fields["detail"] = record.detail
+        self._log.info("request", **fields)

@@ -1,0 +1,41 @@
+"""Public model names -> backends."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+from backends.base import Backend
+from backends.errors import NotFound
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A model that is served. `created` is when this gateway took it up, in seconds since the epoch."""
+
+    name: str
+    backend: Backend
+    created: int
+
+    def card(self) -> dict[str, object]:
+        """The model as `/v1/models` shows it."""
+        return {"id": self.name, "object": "model", "created": self.created, "owned_by": "slurmgate"}
+
+
+class Registry:
+    def __init__(self, entries: Iterable[Entry]) -> None:
+        self._entries: Mapping[str, Entry] = {entry.name: entry for entry in entries}
+
+    def __iter__(self) -> Iterator[Entry]:
+        return iter(self._entries.values())
+
+    def find(self, name: str) -> Entry:
+        """The model of that name. Raises `NotFound` as OpenAI does."""
+        entry = self._entries.get(name)
+        if entry is None:
+            raise NotFound(
+                f"The model '{name[:200]}' does not exist or you do not have access to it.",
+                param="model",
+                code="model_not_found",
+            )
+        return entry

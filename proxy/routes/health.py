@@ -1,0 +1,52 @@
+"""GET /health (this process answers), /ready (a model answers), /metrics (Prometheus)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from starlette.types import Receive, Scope, Send
+
+from proxy.metrics import Metrics
+from proxy.record import record_of
+from proxy.replies import send_bytes, send_json
+
+
+class Health:
+    path = "/health"
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        record = record_of(scope)
+        record.endpoint, record.quiet = self.path, True
+        await send_json(send, {"status": "ok"})
+
+
+class Ready:
+    """200 as soon as one model can answer: one broken model must not take the others out of a load balancer.
+
+    `endpoints` gives the number of replicas that take requests, by model.
+    """
+
+    path = "/ready"
+
+    def __init__(self, endpoints: Callable[[], Mapping[str, int]]) -> None:
+        self._endpoints = endpoints
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        record = record_of(scope)
+        record.endpoint, record.quiet = self.path, True
+        models = self._endpoints()
+        ready = any(models.values()) or not models
+        body = {"status": "ready" if ready else "starting", "models": models}
+        await send_json(send, body, 200 if ready else 503)
+
+
+class ShowMetrics:
+    path = "/metrics"
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        record = record_of(scope)
+        record.endpoint, record.quiet = self.path, True
+        await send_bytes(send, 200, b"text/plain; version=0.0.4; charset=utf-8", self._metrics.render())

@@ -1,0 +1,167 @@
+"""The process: state directory, socket, uvicorn under uvloop, signals, the order of starting and stopping."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import signal
+import socket
+from collections.abc import Callable, Coroutine, Iterator
+from dataclasses import dataclass
+
+import uvicorn
+import uvloop
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from .app import Gateway
+from .config import Config
+from .database import open_database
+from .keys import KeyStore
+from .logging import configure
+from .state import StateDir
+
+
+class CannotListen(Exception):
+    """The address is taken, or not ours."""
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """What there is to tell once the gateway listens. `narrowed_from` is the host that was asked for, without a key."""
+
+    url: str
+    gateway: Gateway
+    narrowed_from: str | None
+
+
+def is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket. Raises `CannotListen`."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+        listener.listen(4096)
+    except OSError as error:
+        listener.close()
+        raise CannotListen(f"cannot listen on {host}:{port}: {error.strerror}") from None
+    listener.setblocking(False)
+    return listener
+
+
+class Protocol(HttpToolsProtocol):
+    """uvicorn's, but what is not HTTP at all gets an OpenAI error too."""
+
+    def send_400_response(self, msg: str) -> None:
+        body = (
+            b'{"error":{"message":"Invalid HTTP request received.","type":"invalid_request_error",'
+            b'"param":null,"code":"invalid_http"}}'
+        )
+        self.transport.write(
+            b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\nconnection: close\r\n"
+            b"x-request-id: req_none\r\ncontent-length: %d\r\n\r\n%s" % (len(body), body)
+        )
+        self.transport.close()
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server, told to stop by us: it would otherwise end the process before we have cleaned up."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def run(
+    config: Config,
+    state: StateDir,
+    *,
+    stop_replicas: bool,
+    on_start: Callable[[Started], Coroutine[None, None, None]],
+    default_key: str | None = None,
+) -> list[str]:
+    """Serve until SIGTERM or SIGINT. Returns the ids of jobs that would not end, where they were to."""
+    return asyncio.Runner(loop_factory=uvloop.new_event_loop).run(
+        _serve(config, state, stop_replicas, on_start, default_key)
+    )
+
+
+async def _serve(
+    config: Config,
+    state: StateDir,
+    stop_replicas: bool,
+    on_start: Callable[[Started], Coroutine[None, None, None]],
+    default_key: str | None,
+) -> list[str]:
+    state.lock()
+    log, lines = configure()
+    engine = open_database(state.database)
+    keys = KeyStore(engine)
+    if default_key is not None:
+        keys.ensure("default", default_key)
+    host, narrowed_from = config.server.host, None
+    if not is_loopback(host) and not keys.ever():
+        host, narrowed_from = "127.0.0.1", host
+    listener = listen(host, config.server.port)
+    port = listener.getsockname()[1]
+    gateway = Gateway(
+        config,
+        state,
+        engine,
+        gateway_url=config.server.advertise_url or advertised(config, host, port),
+        loopback_only=is_loopback(host),
+        log=log,
+        lines=lines,
+    )
+    server = _Server(
+        uvicorn.Config(
+            gateway,
+            http=Protocol,
+            ws="none",
+            lifespan="off",
+            access_log=False,
+            log_config=None,
+            server_header=False,
+            date_header=False,
+            timeout_keep_alive=75,
+            timeout_graceful_shutdown=int(config.server.shutdown_grace_s),
+        )
+    )
+
+    def end() -> None:
+        # a second signal: do not wait for streams any longer
+        server.force_exit, server.should_exit = server.should_exit, True
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, end)
+    await gateway.start()
+    shown = f"[{host}]" if ":" in host else host
+    greeting = asyncio.create_task(on_start(Started(f"http://{shown}:{port}", gateway, narrowed_from)), name="greeting")
+    try:
+        await server.serve(sockets=[listener])
+    finally:
+        greeting.cancel()
+        left = await gateway.stop(stop_replicas=stop_replicas)
+        engine.dispose()
+        state.unlock()
+    return left
+
+
+def advertised(config: Config, host: str, port: int) -> str:
+    """Where agents report: loopback for jobs on this machine, otherwise the name or address that was bound."""
+    if config.launcher.kind == "local" or is_loopback(host):
+        return f"http://127.0.0.1:{port}"
+    if ipaddress.ip_address(host).is_unspecified:
+        return f"http://{socket.getfqdn()}:{port}"
+    return f"http://{host}:{port}"
