@@ -10,7 +10,7 @@ import orjson
 
 from .base import Call, Endpoint, EventStream, Launcher, Reply
 from .engine_errors import engine_error
-from .errors import ConnectFailed, Disconnected, GatewayError, TransportError, Unavailable
+from .errors import ConnectFailed, Disconnected, TransportError, Unavailable
 from .sse import EventFilter, usage_of
 from .transport import Limits, Pool, Response, Timeouts
 

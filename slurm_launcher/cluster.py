@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
+from urllib.parse import quote, unquote
 
 
 class CouldNotAsk(Exception):
@@ -26,10 +27,14 @@ class JobComment:
     config_hash: str
 
     def dumps(self) -> str:
-        """One line of JSON without spaces and without the delimiter `|` of our squeue format."""
-        fields = {"slurmgate": 1, "service": self.service, "model": self.model, "replica": self.replica_id}
-        text = json.dumps({**fields, "config": self.config_hash}, separators=(",", ":"))
-        return text.replace("|", "\\u007c")
+        """One line of JSON whose values are percent-encoded, but for `/` and `:`.
+
+        So no space, quote, backslash or `|` is inside: the comment passes `#SBATCH` lines, squeue and accounting
+        unchanged, whatever the model is called. Slurm takes up to 1024 bytes.
+        """
+        fields = {"service": self.service, "model": self.model, "replica": self.replica_id, "config": self.config_hash}
+        encoded = {name: quote(value, safe="/:") for name, value in fields.items()}
+        return json.dumps({"slurmgate": 1, **encoded}, separators=(",", ":"))
 
     @classmethod
     def loads(cls, text: str) -> JobComment | None:
@@ -39,10 +44,10 @@ class JobComment:
             if fields["slurmgate"] != 1:
                 return None
             return cls(
-                service=str(fields["service"]),
-                model=str(fields["model"]),
-                replica_id=str(fields["replica"]),
-                config_hash=str(fields["config"]),
+                service=unquote(str(fields["service"])),
+                model=unquote(str(fields["model"])),
+                replica_id=unquote(str(fields["replica"])),
+                config_hash=unquote(str(fields["config"])),
             )
         except (ValueError, TypeError, KeyError):
             return None

@@ -1,0 +1,224 @@
+"""Slurm as a place that runs jobs: the only caller of Slurm's commands. What is asked and what is read: commands.py."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import shutil
+import signal
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from tenacity import (
+    AsyncRetrying,
+    retry_if_exception_type,
+    stop_after_attempt,
+    stop_after_delay,
+    wait_random_exponential,
+)
+
+from . import commands
+from .cluster import Cluster, CouldNotAsk, Job, Refused, Submission
+
+KEPT = frozenset({"PATH", "HOME", "USER", "LOGNAME", "TZ", "LD_LIBRARY_PATH", "SLURM_CONF", "SLURM_JWT"})
+"""What Slurm's commands get of our environment: where Slurm is and who we are.
+
+Never SBATCH_*, SQUEUE_* and the other SLURM_*: they override `#SBATCH` lines and options, and a gateway that itself
+runs in a job has many of them. Nor the rest: our secrets are there.
+"""
+
+_REAP_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a command left: exit status (negative: the signal that ended it) and text."""
+
+    command: str
+    status: int
+    out: str
+    err: str
+
+    @property
+    def said(self) -> str:
+        """Why it failed, on one line."""
+        lines = commands.complaints(self.err) or [f"ended with status {self.status} and said nothing"]
+        return f"{self.command}: {'; '.join(lines)}"[:400]
+
+
+class SlurmCluster(Cluster):
+    """The jobs of one service on one Slurm cluster.
+
+    job_name            all jobs of this service, and no others, have it
+    name                of the cluster, for sites with several (`-M`, needs slurmdbd); "" for the default one
+    commands_timeout_s  each command is killed after this long; Slurm's own limit is MessageTimeout, 10 s by default,
+                        and twice that for some
+    environment         in place of our own, of which only `KEPT` reaches the commands
+
+    `skipped` holds the lines of the latest squeue answer that were no job of ours.
+    """
+
+    def __init__(
+        self,
+        job_name: str,
+        *,
+        name: str = "",
+        commands_timeout_s: float = 20.0,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9._-]+", job_name):  # squeue --name takes a list, and `|` is our delimiter
+            raise ValueError(f"job name {job_name!r}: expected letters, digits and ._- only")
+        self._job_name = job_name
+        self._name = name
+        self._timeout_s = commands_timeout_s
+        given = os.environ if environment is None else environment
+        kept = {key: value for key, value in given.items() if key in KEPT}
+        self._environment = {"PATH": os.defpath, **kept, "LC_ALL": "C", "SLURM_TIME_FORMAT": "standard"}
+        self.skipped: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    async def submit(self, submission: Submission) -> str:
+        """The new job's id. Never tried twice: an sbatch that timed out has been carried out later all the same."""
+        answer = await self._run(commands.sbatch(self._name), submission.script)
+        if answer.status == 0:
+            job_id = commands.parse_submitted(answer.out)
+            if job_id is None:
+                raise CouldNotAsk(f"sbatch succeeded, but printed no job id: {answer.out[:200]!r}")
+            return job_id
+        if answer.status < 0 or commands.unanswered(answer.err):
+            raise CouldNotAsk(answer.said)
+        raise Refused(commands.refusal(answer.err))
+
+    async def jobs(self) -> dict[str, Job]:
+        answer = await self._run(commands.squeue(self._job_name, self._name))
+        listing = commands.parse_jobs(answer.out)
+        # an empty answer is believed only from a squeue that had nothing to complain of
+        nothing_but_noise = not listing.jobs and (listing.skipped or "error" in answer.err)
+        if answer.status != 0 or nothing_but_noise:
+            raise CouldNotAsk(answer.said if answer.err else f"squeue: answer not understood: {answer.out[:200]!r}")
+        self.skipped = listing.skipped
+        return listing.jobs
+
+    async def ended(self, ids: Iterable[str]) -> dict[str, Job]:
+        """Those of `ids` that are over, as sacct tells; {} where the site keeps no accounting."""
+        asked = commands.job_ids(ids)
+        if not asked:
+            return {}
+        answer = await self._run(commands.sacct(asked, self._name))
+        if answer.status == 0:
+            return commands.parse_ended(answer.out)
+        if commands.accounting_is_off(answer.err):
+            return {}
+        raise CouldNotAsk(answer.said)
+
+    async def cancel(self, ids: Iterable[str]) -> None:
+        """End those of `ids` that are jobs of ours. Slurm sends TERM, and KILL after KillWait."""
+        wanted = commands.job_ids(ids)
+        if wanted:
+            await self._scancel(commands.scancel(wanted, self._job_name, self._name))
+
+    async def cancel_all(self) -> None:
+        """End every job of this service, also those that nobody remembers."""
+        await self._scancel(commands.scancel_all(self._job_name, str(os.getuid()), self._name))
+
+    async def signal(self, job_id: str, name: str) -> bool:
+        """Signal a job's batch shell, such as "USR1". False where there is none to hear: pending, ended, unknown."""
+        if not commands.job_ids([job_id]):
+            return False
+        answer = await self._run(commands.scancel_signal(job_id, name, self._job_name, self._name))
+        if answer.status == 0:
+            return True
+        if commands.NOT_RUNNING_YET in answer.err or not commands.not_cancelled(answer.err):
+            return False
+        raise CouldNotAsk(answer.said)
+
+    async def _scancel(self, argv: list[str]) -> None:
+        """Tried again, since cancelling twice is cancelling once; not for long, since the launcher's loop waits."""
+        attempts = AsyncRetrying(
+            retry=retry_if_exception_type(CouldNotAsk),
+            stop=stop_after_attempt(3) | stop_after_delay(self._timeout_s),
+            wait=wait_random_exponential(multiplier=0.2, max=2.0),
+            reraise=True,
+        )
+        async for attempt in attempts:
+            with attempt:
+                answer = await self._run(argv)
+                # the status is the last error's number modulo 256: only the text tells what went wrong
+                if answer.status != 0 and (commands.not_cancelled(answer.err) or not answer.err.strip()):
+                    raise CouldNotAsk(answer.said)
+
+    async def _run(self, argv: list[str], script: str = "") -> Answer:
+        """Run a command to its end. Raises `CouldNotAsk` where it cannot be started or takes too long.
+
+        Whatever ends this, the command does not outlive it.
+        """
+        program = shutil.which(argv[0], path=self._environment["PATH"])
+        if program is None:
+            raise CouldNotAsk(f"{argv[0]}: command not found on PATH ({self._environment['PATH']})")
+        try:
+            process = await asyncio.create_subprocess_exec(
+                program,
+                *argv[1:],
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+                env=self._environment,
+                cwd="/",
+                start_new_session=True,  # a Ctrl-C at our terminal is for us; and wrappers can be killed whole
+            )
+        except OSError as error:
+            raise CouldNotAsk(f"{argv[0]}: {error.strerror or error}") from error
+        out, err = bytearray(), bytearray()
+        assert process.stdin and process.stdout and process.stderr  # noqa: S101 - they are pipes, see above
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                await asyncio.gather(
+                    _feed(process.stdin, script.encode()),
+                    _collect(process.stdout, out),
+                    _collect(process.stderr, err),
+                    process.wait(),
+                )
+        except TimeoutError:
+            last = commands.complaints(err.decode(errors="replace"))[-1:]
+            because = f" ({last[0]})" if last else ""
+            raise CouldNotAsk(f"{argv[0]} did not answer within {self._timeout_s:g} s{because}") from None
+        finally:
+            await _end(process)
+        return Answer(
+            command=argv[0],
+            status=process.returncode if process.returncode is not None else -1,
+            out=out.decode(errors="replace"),
+            err=err.decode(errors="replace"),
+        )
+
+
+async def _feed(stdin: asyncio.StreamWriter, data: bytes) -> None:
+    """The script, then the end of it. A command that ends without reading it says why on stderr."""
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        stdin.write(data)
+        await stdin.drain()
+    stdin.close()
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        await stdin.wait_closed()
+
+
+async def _collect(stream: asyncio.StreamReader, into: bytearray) -> None:
+    """As it comes, so that what was said before a time-out is not lost."""
+    while chunk := await stream.read(65536):
+        into += chunk
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    """Kill what is left of the command, and reap it; one that even SIGKILL cannot end is left behind."""
+    if process.returncode is not None:
+        return
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_REAP_S):
+            await process.wait()

@@ -1,0 +1,237 @@
+"""The launcher's decisions, without a launcher."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+import pytest
+
+from slurm_launcher.cluster import Job, JobComment
+from slurm_launcher.reconcile import (
+    BACKOFF_REFUSED_S,
+    HISTORY_S,
+    Action,
+    Cancel,
+    Facts,
+    Forget,
+    Poll,
+    Put,
+    Submit,
+    reconcile,
+    retry_at,
+)
+from slurm_launcher.spec import ModelSpec
+from slurm_launcher.states import Failure, Replica, Status, Target, advance
+
+NOW = 1_000_000.0
+SPEC = ModelSpec("llama", "tgi", "/models/llama", replicas=2)
+
+
+def replica(name: str = "r1", status: Status = Status.READY, **fields: object) -> Replica:
+    base = Replica(name, SPEC.name, SPEC.config_hash, created_at=NOW - 1000, job_id=f"job-{name}", heard_at=NOW - 60)
+    base = replace(base, status=status, ready_at=NOW - 500 if status is Status.READY else None)
+    return replace(base, **fields)  # type: ignore[arg-type]
+
+
+def job(of: Replica, state: str = "RUNNING", **fields: object) -> Job:
+    mark = JobComment("main", of.model, of.id, of.config_hash)
+    return replace(Job(of.job_id or f"job-{of.id}", state, node="n1", comment=mark), **fields)  # type: ignore[arg-type]
+
+
+def poll(*jobs: Job, ended: Iterable[Job] = (), asked_at: float = NOW - 0.01) -> Poll:
+    return Poll(asked_at, {j.id: j for j in jobs}, {j.id: j for j in ended})
+
+
+def decide(*replicas: Replica, poll: Poll | None = None, spec: ModelSpec | None = SPEC) -> list[Action]:
+    wanted = {spec.name: spec} if spec is not None else {}
+    return reconcile(Facts(NOW, wanted, replicas, poll, service="main", heartbeat_s=5.0))
+
+
+def submits(actions: list[Action]) -> int:
+    return sum(isinstance(action, Submit) for action in actions)
+
+
+def put(actions: list[Action], replica_id: str) -> Replica:
+    return next(a.replica for a in actions if isinstance(a, Put) and a.replica.id == replica_id)
+
+
+def test_what_is_missing_is_submitted() -> None:
+    assert submits(decide()) == 2
+    assert submits(decide(replica())) == 1
+    assert submits(decide(replica("r1"), replica("r2", Status.PENDING))) == 0
+
+
+def test_one_empty_answer_takes_nothing_away() -> None:
+    one = replica()
+    actions = decide(one, poll=poll())
+    assert put(actions, "r1").status is Status.READY
+    assert put(actions, "r1").unseen == 1
+
+
+def test_two_empty_answers_do() -> None:
+    actions = decide(replica(unseen=1), poll=poll())
+    gone = put(actions, "r1")
+    assert gone.status is Status.LOST
+    assert gone.failure is not None
+    assert "job-r1" in gone.failure.message
+    assert submits(actions) == 2
+
+
+def test_a_replica_that_still_reports_is_never_gone() -> None:
+    assert decide(replica(unseen=5, heard_at=NOW - 1), replica("r2", heard_at=NOW - 1), poll=poll()) == []
+
+
+def test_an_unanswered_question_takes_nothing_away() -> None:
+    assert decide(replica(unseen=1), replica("r2", unseen=1), poll=None) == []
+
+
+def test_accounting_says_how_a_vanished_job_ended() -> None:
+    one = replica(unseen=1)
+    ended = job(one, "OUT_OF_MEMORY")
+    assert put(decide(one, poll=poll(ended=[ended])), "r1").status is Status.FAILED
+
+
+@pytest.mark.parametrize(
+    ("state", "status"),
+    [
+        ("CANCELLED", Status.STOPPED),
+        ("COMPLETED", Status.STOPPED),
+        ("TIMEOUT", Status.STOPPED),
+        ("NODE_FAIL", Status.LOST),
+        ("PREEMPTED", Status.LOST),
+        ("FAILED", Status.FAILED),
+        ("SOMETHING_NEW", Status.FAILED),
+    ],
+)
+def test_a_job_that_ended_is_replaced_at_once_if_it_had_served(state: str, status: Status) -> None:
+    one, two = replica("r1"), replica("r2")
+    actions = decide(one, two, poll=poll(job(one, state), job(two)))
+    assert put(actions, "r1").status is status
+    assert submits(actions) == 1
+
+
+def test_a_requeued_job_waits_again_and_is_not_doubled() -> None:
+    one, two = replica("r1"), replica("r2")
+    actions = decide(one, two, poll=poll(job(one, "PENDING", reason="BeginTime"), job(two)))
+    waiting = put(actions, "r1")
+    assert (waiting.status, waiting.port, waiting.note) == (Status.PENDING, 0, "PENDING (BeginTime)")
+    assert submits(actions) == 0
+
+
+def test_a_report_newer_than_the_answer_wins() -> None:
+    one = replica("r1", heard_at=NOW)
+    actions = decide(one, replica("r2"), poll=poll(job(one, "PENDING"), job(replica("r2")), asked_at=NOW - 1))
+    assert put(actions, "r1").status is Status.READY
+
+
+def test_a_submission_without_an_answer_is_found_by_its_mark() -> None:
+    lost_answer = replica("r1", Status.PENDING, job_id=None, heard_at=None)
+    actions = decide(lost_answer, replica("r2"), poll=poll(job(lost_answer), job(replica("r2"))))
+    assert put(actions, "r1").job_id == "job-r1"
+    assert submits(actions) == 0
+
+
+def test_a_submission_that_never_appears_is_made_again() -> None:
+    lost_answer = replica("r1", Status.PENDING, job_id=None, heard_at=None, unseen=1)
+    actions = decide(lost_answer, replica("r2"), poll=poll(job(replica("r2"))))
+    assert put(actions, "r1").status is Status.LOST
+
+
+def test_a_job_that_nobody_remembers_is_adopted() -> None:
+    stranger = replica("r9")
+    actions = decide(replica("r1"), poll=poll(job(replica("r1")), job(stranger)))
+    assert put(actions, "r9").job_id == "job-r9"
+    assert submits(actions) == 0
+
+
+def test_the_job_of_another_service_is_left_alone() -> None:
+    foreign = replace(job(replica("r9")), comment=JobComment("other", "llama", "r9", "x"))
+    actions = decide(replica("r1"), replica("r2"), poll=poll(job(replica("r1")), job(replica("r2")), foreign))
+    assert all(not isinstance(a, Put) or a.replica.id != "r9" for a in actions)
+
+
+def test_a_job_whose_replica_was_given_up_is_cancelled() -> None:
+    given_up = replica("r1", Status.LOST, ended_at=NOW - 1)
+    actions = decide(given_up, poll=poll(job(given_up)))
+    assert Cancel("job-r1") in actions
+
+
+def test_surplus_drains_the_least_useful_first() -> None:
+    spec = replace(SPEC, replicas=1)
+    actions = decide(replica("r1"), replica("r2", Status.STARTING), spec=spec)
+    draining = put(actions, "r2")
+    assert (draining.target, draining.status) == (Target.STOP, Status.DRAINING)
+
+
+def test_a_model_that_is_no_longer_wanted_is_stopped() -> None:
+    assert put(decide(replica(), spec=None), "r1").target is Target.STOP
+
+
+def test_a_pending_replica_to_be_stopped_is_cancelled_and_one_that_drains_is_left_its_time() -> None:
+    pending = replica("r1", Status.DRAINING, target=Target.STOP, heard_at=None, draining_since=NOW)
+    draining = replica("r2", Status.DRAINING, target=Target.STOP, draining_since=NOW - 10)
+    overdue = replica("r3", Status.DRAINING, target=Target.STOP, draining_since=NOW - 1000)
+    actions = decide(pending, draining, overdue, poll=poll(job(pending), job(draining), job(overdue)))
+    assert [a.job_id for a in actions if isinstance(a, Cancel)] == ["job-r1", "job-r3"]
+
+
+def test_a_changed_configuration_is_rolled_out_one_by_one() -> None:
+    old = [replica("r1", config_hash="old"), replica("r2", config_hash="old")]
+    assert submits(decide(*old)) == 1
+    assert decide(*old, replica("r3", Status.STARTING)) == []
+    after = decide(*old, replica("r3"))
+    assert put(after, "r2").target is Target.STOP
+    assert sum(isinstance(a, Put) for a in after) == 1
+
+
+def test_refusals_wait_longer_each_time() -> None:
+    def refused(name: str, ended_at: float) -> Replica:
+        return replica(name, Status.FAILED, ended_at=ended_at, failure=Failure("refused", "no such partition"))
+
+    one = refused("r1", NOW)
+    assert retry_at([one], SPEC) == NOW + BACKOFF_REFUSED_S
+    assert retry_at([one, refused("r2", NOW + 40)], SPEC) == NOW + 40 + 2 * BACKOFF_REFUSED_S
+    assert submits(decide(one)) == 0
+    assert retry_at([replace(one, config_hash="other")], SPEC) == 0.0
+
+
+def test_a_replica_that_had_served_long_is_replaced_without_waiting() -> None:
+    served = replica("r1", Status.FAILED, ready_at=NOW - 500, ended_at=NOW)
+    assert retry_at([served], SPEC) == 0.0
+
+
+def test_a_job_that_is_cancelled_before_it_served_is_not_resubmitted_in_a_storm() -> None:
+    assert retry_at([replica("r1", Status.STOPPED, ended_at=NOW)], SPEC) > NOW
+
+
+def test_an_agent_that_never_reports_is_given_up_with_a_reason() -> None:
+    mute = replica("r1", Status.PENDING, heard_at=None, running_since=NOW - 3000)
+    ended = put(decide(mute, poll=poll(job(mute))), "r1")
+    assert ended.failure is not None
+    assert "never reported" in ended.failure.message
+
+
+def test_ended_replicas_are_forgotten_after_a_while() -> None:
+    old = replica("r1", Status.STOPPED, ended_at=NOW - HISTORY_S - 1)
+    assert Forget("r1") in decide(old, replica("r2"), replica("r3"))
+
+
+def test_applying_the_actions_leaves_nothing_to_do() -> None:
+    one = replica("r1", Status.PENDING, heard_at=None)
+    answer = poll(job(one), job(replica("r2"), "CANCELLED"))
+    known = {r.id: r for r in (one, replica("r2"))}
+    for _ in range(2):
+        actions = decide(*known.values(), poll=answer)
+        known |= {a.replica.id: a.replica for a in actions if isinstance(a, Put)}
+        for number in range(submits(actions)):
+            new = replica(f"new{number}", Status.PENDING, heard_at=NOW)
+            known[new.id] = new
+    assert decide(*known.values(), poll=answer) == []
+
+
+def test_advance_marks_the_time_of_each_step() -> None:
+    started = advance(replica("r1", Status.PENDING), Status.STARTING, NOW)
+    ready = advance(started, Status.READY, NOW + 1)
+    stopped = advance(ready, Status.STOPPED, NOW + 2)
+    assert (ready.ready_at, stopped.ended_at) == (NOW + 1, NOW + 2)
