@@ -178,7 +178,7 @@ class Config(Section):
     state_dir: Path | None = Field(None, strict=False)
     server: Server = Server()
     launcher: LauncherSection = LauncherSection()
-    models: dict[Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\s|]+$")], Model]
+    models: dict[Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\s|]+$")], Model] = Field(min_length=1)
 
     @property
     def specs(self) -> dict[str, ModelSpec]:
@@ -275,6 +275,7 @@ _EXPECTED = {
     "dict_type": "expected a table",
     "model_type": "expected a table",
     "tuple_type": "expected a list",
+    "too_short": "expected at least one",
 }
 
 

@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from proxy.config import Config, ConfigError, load, parse
+
+MODEL = """
+[models."org/llama"]
+engine = "llamacpp"
+source = "/models/llama.gguf"
+"""
+
+
+def mistakes(text: str) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        parse(text)
+    return caught.value.mistakes
+
+
+def test_a_model_with_its_defaults() -> None:
+    spec = parse(MODEL).specs["org/llama"]
+    assert (spec.name, spec.engine, spec.replicas, spec.runtime) == ("org/llama", "llamacpp", 1, "none")
+
+
+def test_slurm_s_own_notations() -> None:
+    config = parse(MODEL + 'slurm = { time = "2-12:30:00", memory = "64G", gpus = 2, gpu_type = "h100" }')
+    resources = config.specs["org/llama"].resources
+    assert (resources.time_limit_s, resources.memory_mb, resources.gpus) == ((60 * 60 + 30) * 60, 65536, 2)
+
+
+def test_defaults_fill_in_and_a_model_s_own_keys_go_before_them() -> None:
+    text = '[defaults]\nreplicas = 3\n[defaults.slurm]\npartition = "gpu"\ncpus = 4\n' + MODEL + "slurm = { cpus = 8 }"
+    spec = parse(text).specs["org/llama"]
+    assert (spec.replicas, spec.resources.partition, spec.resources.cpus) == (3, "gpu", 8)
+
+
+def test_defaults_do_not_reach_engines_that_run_already() -> None:
+    text = '[defaults]\nreplicas = 3\n[models.a]\nengine = "vllm"\nurls = ["http://h:1/v1"]'
+    assert parse(text).models["a"].replicas == 1
+    assert parse(text).specs == {}
+
+
+def test_the_number_of_replicas_is_no_part_of_what_a_replica_is() -> None:
+    one = parse(MODEL).specs["org/llama"]
+    assert parse(MODEL + "replicas = 5").specs["org/llama"].config_hash == one.config_hash
+    assert parse(MODEL + "context_length = 5").specs["org/llama"].config_hash != one.config_hash
+
+
+def test_all_mistakes_at_once_each_with_its_path() -> None:
+    found = mistakes(
+        """
+        [server]
+        port = "x"
+        [launcher]
+        kind = "k8s"
+        [models.a]
+        engine = "foo"
+        source = "x"
+        [models.a.slurm]
+        gpus = "two"
+        time = "24h"
+        """
+    )
+    assert found == [
+        "server.port: found 'x', expected a whole number",
+        "launcher.kind: found 'k8s', expected 'slurm' or 'local'",
+        "models.a.engine: found 'foo', expected one of: llamacpp, tgi, vllm",
+        "models.a.slurm.gpus: found 'two', expected a whole number",
+        'models.a.slurm.time: found \'24h\', expected Slurm\'s notation for a time, "HH:MM:SS" or "D-HH:MM:SS"',
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "mistake"),
+    [
+        ("", "models: is missing"),
+        ("[models]\n", "models: expected at least one"),
+        ("models = 3", "models: found 3, expected a table"),
+        (MODEL + "gpu = 3", 'models."org/llama".gpu: unknown key'),
+        ("[sever]\n" + MODEL, "sever: unknown key, did you mean 'server'?"),
+        ("[server]\nhots = 1\n" + MODEL, "server.hots: unknown key, did you mean 'host'?"),
+        ('[models.a]\nengine = "tgi"', "models.a: expected either `source`"),
+        ('[models.a]\nengine = "tgi"\nsource = "x"\nruntime = "apptainer"', "models.a: expected `image`"),
+        ('[models.a]\nengine = "tgi"\nsource = "x"\ntask = "embed"', "models.a: expected task = 'generate'"),
+        (
+            '[models.a]\nengine = "tgi"\nurls = ["https://h:1"]',
+            "models.a.urls.0: found 'https://h:1', expected http://",
+        ),
+        ('[models.a]\nengine = "tgi"\nurls = ["http://h"]', "models.a.urls.0: found 'http://h', expected http://"),
+        ('[models.a]\nengine = "tgi"\nurls = ["http://h:x"]', "models.a.urls.0: found 'http://h:x', expected http://"),
+        ('[models."a b"]\nengine = "tgi"\nsource = "x"', 'models."a b"'),
+        ("[models.a\n", "is not TOML: "),
+        ("[defaults]\nreplicas = -1\n" + MODEL, "defaults.replicas: found -1, expected"),
+        ("[defaults]\nreplcas = 1\n" + MODEL, "defaults.replcas: unknown key, did you mean 'replicas'?"),
+    ],
+)
+def test_a_mistake_is_named(text: str, mistake: str) -> None:
+    assert any(found.startswith(mistake) for found in mistakes(text)), mistakes(text)
+
+
+def test_values_of_the_environment_are_never_shown() -> None:
+    found = mistakes('[models.a]\nengine = "tgi"\nsource = "x"\nenvironment = { HF_TOKEN = 12345678 }')
+    assert found == ["models.a.environment.HF_TOKEN: expected a text"]
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be read: No such file"):
+        load(tmp_path / "none.toml")
+
+
+def test_a_file_that_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "x.toml").write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError, match="not UTF-8"):
+        load(tmp_path / "x.toml")
+
+
+def test_the_configuration_cannot_be_changed() -> None:
+    config: Config = parse(MODEL)
+    with pytest.raises(Exception, match="frozen"):
+        config.server.port = 1  # type: ignore[misc]
