@@ -142,19 +142,19 @@ class Gateway:
             log=log,
             pace=Pace(config.launcher.poll_busy_s, config.launcher.poll_calm_s, min(2.0, config.launcher.poll_busy_s)),
         )
-        self._sources: dict[str, EngineSource] = {}
-        self._backends: dict[str, ReplicaBackend] = {}
+        self.sources: dict[str, EngineSource] = {}
+        self.backends: dict[str, ReplicaBackend] = {}
         for name, model in config.models.items():
-            source = self._sources[name] = fixed(model) if model.urls else self.launcher
+            source = self.sources[name] = fixed(model) if model.urls else self.launcher
             times = model.timeouts
-            self._backends[name] = ReplicaBackend(
+            self.backends[name] = ReplicaBackend(
                 name,
                 source,
                 wait_s=times.replica_wait_s,
                 timeouts=Timeouts(times.connect_s, times.first_byte_s, times.idle_s),
             )
         now = int(time.time())
-        registry = Registry(Entry(name, backend, now) for name, backend in self._backends.items())
+        registry = Registry(Entry(name, backend, now) for name, backend in self.backends.items())
         self._metrics.watch_replicas(lambda: [(r.model, r.word) for r in self.launcher.replicas()])
         bodies = BodyReader(config.server.max_body_mb * 1024 * 1024, config.server.body_timeout_s)
         self._app = self._stack(registry, Dispatcher(registry, self._accounting), bodies)
@@ -201,7 +201,7 @@ class Gateway:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.launcher.stop()
         left = await self.launcher.stop_replicas() if stop_replicas else []
-        for backend in self._backends.values():
+        for backend in self.backends.values():
             await backend.aclose()
         await self._write_usage()
         self._lines.flush()
@@ -237,10 +237,10 @@ class Gateway:
 
     def endpoints(self) -> Mapping[str, int]:
         """Replicas that take requests, by model."""
-        return {name: len(source.endpoints(name)) for name, source in self._sources.items()}
+        return {name: len(source.endpoints(name)) for name, source in self.sources.items()}
 
     def _in_flight(self, replica_id: str) -> int:
-        return sum(backend.in_flight(replica_id) for backend in self._backends.values())
+        return sum(backend.in_flight(replica_id) for backend in self.backends.values())
 
 
 def fixed(model: Model) -> FixedEndpoints:

@@ -11,7 +11,7 @@ import contextlib
 import re
 import secrets as random_source
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -92,6 +92,7 @@ class Launcher:
         self._poll_soon = True
         self._polled_at = 0.0
         self._changed: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
+        self._waiting: Counter[str] = Counter()
         self._dirty: dict[str, Replica | None] = {}
         self._cannot_ask = ""
         self._task: asyncio.Task[None] | None = None
@@ -268,7 +269,15 @@ class Launcher:
 
     async def changed(self, model: str) -> None:
         """Return when something about this model's replicas has changed."""
-        await self._changed[model].wait()
+        self._waiting[model] += 1
+        try:
+            await self._changed[model].wait()
+        finally:
+            self._waiting[model] -= 1
+
+    def waiting(self, model: str) -> int:
+        """How many requests wait for a replica of this model."""
+        return self._waiting[model]
 
     def outlook(self, model: str) -> tuple[str, float | None]:
         """Why nothing is ready, in one sentence, and when to try again (None: it is starting, waiting may help)."""
