@@ -23,7 +23,8 @@ Types and codes follow OpenAI's published error table (facts in docs/decisions.m
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from types import MappingProxyType
+from typing import Any
 
 
 class GatewayError(Exception):
@@ -33,6 +34,7 @@ class GatewayError(Exception):
     type           OpenAI's `error.type`
     code           OpenAI's `error.code`, or None
     param          the request field at fault, or None
+    headers        sent with the reply
     retry_after_s  seconds until another try makes sense; sent as `retry-after`, never above 120
                    (the official SDK gives up on longer ones)
     """
@@ -40,7 +42,7 @@ class GatewayError(Exception):
     status: int = 500
     type: str = "server_error"
     code: str | None = None
-    headers: ClassVar[Mapping[bytes, bytes]] = {}
+    headers: Mapping[bytes, bytes] = MappingProxyType({})
 
     def __init__(
         self,
@@ -72,7 +74,7 @@ class InvalidRequest(GatewayError):
 class NotAuthenticated(InvalidRequest):
     status = 401
     code = "invalid_api_key"
-    headers: ClassVar[Mapping[bytes, bytes]] = {b"www-authenticate": b"Bearer"}
+    headers = MappingProxyType({b"www-authenticate": b"Bearer"})
 
 
 class NotFound(InvalidRequest):
@@ -82,6 +84,10 @@ class NotFound(InvalidRequest):
 class MethodNotAllowed(InvalidRequest):
     status = 405
     code = "method_not_allowed"
+
+    def __init__(self, message: str, *, allow: str) -> None:
+        super().__init__(message)
+        self.headers = MappingProxyType({b"allow": allow.encode()})
 
 
 class RequestTimeout(InvalidRequest):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from dataclasses import dataclass, field
 
@@ -19,6 +20,9 @@ COOL_DOWN_S = 5.0
 
 RESENDS = 1
 """A request that an engine took and died on is tried once more elsewhere: not on every replica, it may be its cause."""
+
+LINGER_S = 0.05
+"""After `[DONE]`, how long the engine has to end its body: clients wait for ours to end."""
 
 _ASK_FOR_USAGE = b',"stream_options":{"include_usage":true}}'
 
@@ -211,17 +215,28 @@ class EngineStream(EventStream):
         self._filter = events
 
     async def __anext__(self) -> bytes:
-        while data := await self._response.next():
-            if out := self._filter.feed(data):
+        events = self._filter
+        while not events.over and (data := await self._response.next()):
+            if out := events.feed(data):
                 return out
-        self.usage = self._filter.usage
-        if out := self._filter.end():
+        if events.over:
+            await self._drain()
+        elif out := events.end():
             return out
         raise StopAsyncIteration
+
+    async def _drain(self) -> None:
+        """Nothing more is to be said. The end of the body follows at once, and then the connection can be used again;
+        an engine that leaves its body open is not waited for."""
+        with contextlib.suppress(TimeoutError, TransportError):
+            async with asyncio.timeout(LINGER_S):
+                while await self._response.next():
+                    pass
 
     def close(self) -> None:
         if self._replica is not None:
             replica, self._replica = self._replica, None
             self.usage = self._filter.usage
+            self.failure = self._filter.failure
             self._response.close()
             replica.release()

@@ -79,7 +79,8 @@ class Edge:
             case HTTPException(status_code=404):
                 return NotFound(f"Unknown request URL: {record.method} {record.path}.", code="unknown_url")
             case HTTPException(status_code=405):
-                return MethodNotAllowed(f"Not allowed: {record.method} {record.path}.")
+                allow = (problem.headers or {}).get("Allow", "")
+                return MethodNotAllowed(f"Not allowed: {record.method} {record.path}.", allow=allow)
             case HTTPException():
                 return InvalidRequest(str(problem.detail))
             case _:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 from urllib.parse import quote, unquote
 
@@ -98,10 +99,12 @@ ALIVE_STATES = WAITING_STATES | {
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """What is handed to the scheduler: a whole script; everything else is inside it."""
+    """What is handed to the scheduler: a whole script, with its comment and its log's path (in `#SBATCH` lines too)."""
 
     replica_id: str
     script: str = field(repr=False)
+    comment: JobComment
+    log_path: Path
 
 
 class Cluster(Protocol):

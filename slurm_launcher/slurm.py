@@ -126,19 +126,13 @@ class SlurmCluster(Cluster):
         """End every job of this service, also those that nobody remembers."""
         await self._scancel(commands.scancel_all(self._job_name, str(os.getuid()), self._name))
 
-    async def signal(self, job_id: str, name: str) -> bool:
-        """Signal a job's batch shell, such as "USR1". False where there is none to hear: pending, ended, unknown."""
-        if not commands.job_ids([job_id]):
-            return False
-        answer = await self._run(commands.scancel_signal(job_id, name, self._job_name, self._name))
-        if answer.status == 0:
-            return True
-        if commands.NOT_RUNNING_YET in answer.err or not commands.not_cancelled(answer.err):
-            return False
-        raise CouldNotAsk(answer.said)
+    async def signal(self, job_id: str, name: str) -> None:
+        """Signal the batch shell of a running job of ours, such as "USR1". Where none runs, nothing happens."""
+        for known in commands.job_ids([job_id]):
+            await self._scancel(commands.scancel_signal(known, name, self._job_name, self._name))
 
     async def _scancel(self, argv: list[str]) -> None:
-        """Tried again, since cancelling twice is cancelling once; not for long, since the launcher's loop waits."""
+        """Tried again, since saying it twice does no harm; not for long, since the launcher's loop waits."""
         attempts = AsyncRetrying(
             retry=retry_if_exception_type(CouldNotAsk),
             stop=stop_after_attempt(3) | stop_after_delay(self._timeout_s),
@@ -174,15 +168,9 @@ class SlurmCluster(Cluster):
         except OSError as error:
             raise CouldNotAsk(f"{argv[0]}: {error.strerror or error}") from error
         out, err = bytearray(), bytearray()
-        assert process.stdin and process.stdout and process.stderr  # noqa: S101 - they are pipes, see above
         try:
             async with asyncio.timeout(self._timeout_s):
-                await asyncio.gather(
-                    _feed(process.stdin, script.encode()),
-                    _collect(process.stdout, out),
-                    _collect(process.stderr, err),
-                    process.wait(),
-                )
+                await _converse(process, script.encode(), out, err)
         except TimeoutError:
             last = commands.complaints(err.decode(errors="replace"))[-1:]
             because = f" ({last[0]})" if last else ""
@@ -197,6 +185,15 @@ class SlurmCluster(Cluster):
         )
 
 
+async def _converse(process: asyncio.subprocess.Process, script: bytes, out: bytearray, err: bytearray) -> None:
+    """Say and hear everything. `out` and `err` grow as text comes, so that a time-out does not lose what was said."""
+    if process.stdin is None or process.stdout is None or process.stderr is None:
+        raise AssertionError("all three are pipes")
+    await asyncio.gather(
+        _feed(process.stdin, script), _collect(process.stdout, out), _collect(process.stderr, err), process.wait()
+    )
+
+
 async def _feed(stdin: asyncio.StreamWriter, data: bytes) -> None:
     """The script, then the end of it. A command that ends without reading it says why on stderr."""
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
@@ -208,7 +205,6 @@ async def _feed(stdin: asyncio.StreamWriter, data: bytes) -> None:
 
 
 async def _collect(stream: asyncio.StreamReader, into: bytearray) -> None:
-    """As it comes, so that what was said before a time-out is not lost."""
     while chunk := await stream.read(65536):
         into += chunk
 

@@ -72,7 +72,7 @@ async def test_mid_stream(tmp_path: Path) -> None:
 async def test_while_waiting_for_an_engine(tmp_path: Path) -> None:
     """There is no engine yet, so none is to be freed: the request must stop waiting, and never be sent."""
     local = f'[launcher]\nkind = "local"\nservice = "t"\n[models.m]\nengine = "llamacpp"\nsource = "{tmp_path}/none"\n'
-    never = f'command = ["/bin/sleep", "1000"]\n'
+    never = 'command = ["/bin/sleep", "1000"]\n'
     async with serving(local + never, tmp_path) as served:
         async with asking(served, stream=False):
             await until(lambda: served.gateway.launcher.waiting("m"))

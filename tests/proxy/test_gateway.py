@@ -83,7 +83,8 @@ async def test_a_stream_shows_usage_only_to_who_asked_and_counts_it_always(tmp_p
             shown = [c.usage.total_tokens for c in chunks if c.usage]
             assert shown == ([10] if options == {"include_usage": True} else [])
             assert engine.requests[-1].body["stream_options"]["include_usage"] is True
-        metrics = (await httpx.AsyncClient().get(served.url + "/metrics")).text
+        async with httpx.AsyncClient() as http:
+            metrics = (await http.get(served.url + "/metrics")).text
         assert 'slurmgate_tokens_total{kind="prompt",model="org/m"} 21.0' in metrics
         assert 'slurmgate_requests_total{endpoint="/v1/chat/completions",model="org/m",status="200"} 3.0' in metrics
 

@@ -1,0 +1,147 @@
+"""Inference engines: the argv, the key, the health route and the proof of each. Pure.
+
+An engine is one `Engine` value in `ENGINES`. To add one: write a function `ModelSpec -> arguments`, say where the key
+goes and which route says 200 when it is up, and add the value; the rest of slurmgate knows engines by this table alone.
+
+Arguments and environment values may hold placeholders, filled by the agent in the job, where ports are chosen:
+
+    {host}            the address to listen on
+    {port}            the port to serve at; {port2}, {port3}: two more free ports
+    {tmp}             a private directory on the node, removed afterwards
+
+The flags were read in the engines' sources: TGI v3.3.7 `launcher/src/main.rs` and `router/src/server.rs`; vLLM
+`vllm/entrypoints/openai/cli_args.py` and `api_server.py`; llama.cpp `tools/server/README.md`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+from .spec import ModelSpec
+
+Json = dict[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """The request that proves an engine: `reply_list` is the key of the JSON reply that must hold a non-empty list."""
+
+    path: str
+    body: Json
+    reply_list: str
+    method: str = "POST"
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """How to start an engine and how to know that it works.
+
+    program        what precedes the arguments, unless the model's `command` replaces it
+    arguments      the arguments for a model
+    key_variable   the environment variable that sets the key clients must show; never an argument: argv is public
+    health         GET it: 200 once the engine is up, without a key
+    embeds         it can serve `task = "embed"`
+    guards_key     a wrong key is refused on the routes of the probe
+    model_word     the name in requests' `model`, where the engine does not know the public one
+    environment    the engine's own settings; a model's `environment` goes over it
+    """
+
+    name: str
+    program: tuple[str, ...]
+    arguments: Callable[[ModelSpec], list[str]]
+    key_variable: str
+    health: str = "/health"
+    embeds: bool = True
+    guards_key: bool = True
+    model_word: str | None = None
+    environment: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+
+    def argv(self, spec: ModelSpec) -> list[str]:
+        """The whole command line, with placeholders. Holds no secrets of ours."""
+        return [*(spec.command or self.program), *self.arguments(spec), *spec.arguments]
+
+    def env(self, spec: ModelSpec, key: str) -> dict[str, str]:
+        """What is added to the environment: the engine's own, over it the model's, over that the key."""
+        return {**self.environment, **dict(spec.environment), self.key_variable: key}
+
+    def probe(self, spec: ModelSpec) -> Probe:
+        """One real token, or one real vector."""
+        model = self.model_word or spec.name
+        if spec.task == "embed":
+            return Probe("/v1/embeddings", {"model": model, "input": "Hello"}, reply_list="data")
+        return Probe("/v1/completions", {"model": model, "prompt": "Hello", "max_tokens": 1}, reply_list="choices")
+
+
+def _tgi(spec: ModelSpec) -> list[str]:
+    """There is no `--served-model-name` in any release. On shared nodes three defaults collide: the port, torch's
+    29500 (`--master-port`) and the shards' sockets in /tmp (`--shard-uds-path`); a fourth is in the environment below.
+    """
+    arguments = ["--model-id", spec.source, "--hostname", "{host}", "--port", "{port}"]
+    arguments += ["--master-port", "{port2}", "--shard-uds-path", "{tmp}/shard"]
+    if spec.resources.gpus:
+        arguments += ["--num-shard", str(spec.resources.gpus)]
+    if spec.context_length:
+        arguments += ["--max-total-tokens", str(spec.context_length)]
+    return arguments
+
+
+def _vllm(spec: ModelSpec) -> list[str]:
+    arguments = ["serve", spec.source, "--host", "{host}", "--port", "{port}", "--served-model-name", spec.name]
+    if spec.resources.gpus:
+        arguments += ["--tensor-parallel-size", str(spec.resources.gpus)]
+    if spec.context_length:
+        arguments += ["--max-model-len", str(spec.context_length)]
+    return arguments
+
+
+def _llamacpp(spec: ModelSpec) -> list[str]:
+    """A source that ends in `.gguf` is a file, anything else a hub repository (`USER/MODEL[:QUANT]`).
+
+    How vectors are pooled is the model's own business (it is in the file); `arguments = ["--pooling", "mean"]` is for
+    files that do not say. `--n-gpu-layers 999` means all, also to releases that know no word for it.
+    """
+    where = ["--model", spec.source] if spec.source.endswith(".gguf") else ["--hf-repo", spec.source]
+    arguments = [*where, "--host", "{host}", "--port", "{port}", "--alias", spec.name, "--metrics"]
+    if spec.context_length:
+        arguments += ["--ctx-size", str(spec.context_length)]
+    if spec.resources.gpus:
+        arguments += ["--n-gpu-layers", "999"]
+    if spec.task == "embed":
+        arguments += ["--embeddings"]
+    return arguments
+
+
+ENGINES: dict[str, Engine] = {
+    engine.name: engine
+    for engine in (
+        # The launcher prints its settings, key included, and hands the key to its router as an argument: the agent
+        # blacks it out of the log, and it is this one replica's key only. PROMETHEUS_PORT (3.3.0 and newer; 9000
+        # before) is bound at start, so a second TGI on a node needs another one.
+        Engine(
+            name="tgi",
+            program=("text-generation-launcher",),
+            arguments=_tgi,
+            key_variable="API_KEY",
+            embeds=False,
+            model_word="tgi",  # any other name is taken for that of a LoRA adapter
+            environment=MappingProxyType({"PROMETHEUS_PORT": "{port3}", "USAGE_STATS": "off"}),
+        ),
+        # --api-key (or the variable) guards /v1 only; /health and /metrics stay open, /invocations as well
+        Engine(
+            name="vllm",
+            program=("vllm",),
+            arguments=_vllm,
+            key_variable="VLLM_API_KEY",
+            environment=MappingProxyType({"VLLM_NO_USAGE_STATS": "1"}),
+        ),
+        # /health says 503 while the model loads, and needs no key
+        Engine(
+            name="llamacpp",
+            program=("llama-server",),
+            arguments=_llamacpp,
+            key_variable="LLAMA_API_KEY",
+        ),
+    )
+}

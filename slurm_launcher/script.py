@@ -1,0 +1,132 @@
+"""A replica -> the batch script that becomes it. Pure: the same values, the same text.
+
+The script is all that a node gets, so nothing has to be installed there:
+
+    #!/bin/bash, #SBATCH lines          given by whoever submits; none without Slurm
+    umask, prologue                     `module load` and the like
+    exec python3 - <<'...'              bash becomes Python: signals for the job's shell reach the agent itself
+        MANIFEST                        what to run, as JSON; holds the replica's two secrets
+        agent.py
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from .engines import ENGINES
+from .runtimes import RUNTIMES
+from .spec import Launch, ModelSpec, Site
+
+DELIMITER = "END_OF_SLURMGATE_AGENT"
+REDACTED = "<redacted>"
+
+SLURM_TERM_GRACE_S = 25.0
+"""How long an agent may drain after TERM: KILL follows after Slurm's KillWait, 30 s by default."""
+
+LOCAL_TERM_GRACE_S = 8.0
+"""The same without Slurm, where LocalCluster waits 10 s."""
+
+PROBE_TIMEOUT_S = 120.0
+"""For the first token, once the engine says that it is healthy."""
+
+AGENT = Path(__file__).with_name("agent.py").read_text(encoding="ascii")
+
+
+def manifest(
+    spec: ModelSpec,
+    launch: Launch,
+    site: Site,
+    *,
+    host: str | None = None,
+    cluster_name: str = "",
+    redact: bool = False,
+) -> dict[str, Any]:
+    """All that the agent knows.
+
+    host    the address to serve at, for jobs on the gateway's own machine; None: the agent finds the node's
+    """
+    config = spec.config_hash
+    if redact:  # before anything is built, so that nothing built holds a secret
+        launch = replace(launch, token=REDACTED, engine_key=REDACTED)
+        spec = replace(spec, environment=tuple((name, REDACTED) for name, _ in spec.environment))
+    engine = ENGINES[spec.engine]
+    argv, environment = RUNTIMES[spec.runtime](engine.argv(spec), engine.env(spec, launch.engine_key), spec)
+    return {
+        "replica": launch.replica_id,
+        "model": spec.name,
+        "config": config,
+        "cluster": cluster_name,
+        "gateway_url": site.gateway_url,
+        "rendezvous": site.rendezvous,
+        "token": launch.token,
+        "heartbeat_s": site.heartbeat_s,
+        "orphan_timeout_s": site.orphan_timeout_s,
+        "start_timeout_s": spec.start_timeout_s,
+        "probe_timeout_s": min(PROBE_TIMEOUT_S, spec.start_timeout_s),
+        "drain_grace_s": spec.drain_timeout_s,
+        "term_grace_s": SLURM_TERM_GRACE_S if host is None else LOCAL_TERM_GRACE_S,
+        "host": host,
+        "gpus": spec.resources.gpus,
+        "engine": {
+            "argv": argv,
+            "environment": environment,
+            "key": launch.engine_key,
+            "health": engine.health,
+            "probe": asdict(engine.probe(spec)),
+            "guards_key": engine.guards_key,
+        },
+    }
+
+
+def render(
+    spec: ModelSpec,
+    launch: Launch,
+    site: Site,
+    *,
+    directives: Sequence[str] = (),
+    host: str | None = None,
+    cluster_name: str = "",
+    redact: bool = False,
+) -> str:
+    """The whole script. `directives`: `#SBATCH` lines. `redact`: for people to read; it would not run."""
+    told = manifest(spec, launch, site, host=host, cluster_name=cluster_name, redact=redact)
+    return assemble(told, directives=directives, prologue=spec.prologue, python=site.python)
+
+
+def assemble(
+    told: dict[str, Any], *, directives: Sequence[str] = (), prologue: Sequence[str] = (), python: str = "python3"
+) -> str:
+    """A manifest -> the script.
+
+    With a prologue the shell is a login shell, since `module` is defined in the files that such a shell reads. Python
+    runs isolated (`-I -S`): a `json.py` in the home directory or a PYTHONPATH meant for the engine cannot break it.
+    """
+    shell = "#!/bin/bash -l" if prologue else "#!/bin/bash"
+    head = [
+        shell,
+        *directives,
+        "#",
+        f"# slurmgate: replica {one_line(told['replica'])} of model {one_line(told['model'])}, in three parts:",
+        "#   1. the model's prologue, if it has one;",
+        "#   2. MANIFEST, what to run, as JSON; it holds two secrets that are good for this replica only;",
+        "#   3. the agent, the same in every script, which starts the engine and reports to the gateway.",
+        "# The job ends when the agent does. USR1 and TERM make it drain first.",
+        "",
+        "umask 077",
+        *prologue,
+        "",
+        f"exec {shlex.quote(python)} -I -S - <<'{DELIMITER}'",
+    ]
+    text = json.dumps(told, indent=1, ensure_ascii=True)
+    body = [f'MANIFEST = r"""\n{text}\n"""', "", AGENT.rstrip(), "", "", "sys.exit(main(json.loads(MANIFEST)))"]
+    return "\n".join([*head, *body, DELIMITER, ""])
+
+
+def one_line(text: str) -> str:
+    """For a comment: whatever a name holds, it stays behind its `#`."""
+    return json.dumps(text)[1:-1]
