@@ -71,8 +71,6 @@ class ReplicaBackend:
 
     async def run(self, call: Call) -> Reply | EventStream:
         """Answer on the replica with the fewest requests in flight."""
-        body, shows_usage = outgoing(call)
-        target = call.path.encode()
         refused: set[str] = set()
         resends = 0
         deadline: float | None = None
@@ -85,34 +83,36 @@ class ReplicaBackend:
                 await self._wait(deadline, failure)
                 refused.clear()
                 continue
-            replica.in_flight += 1
             try:
-                headers = b"%sx-request-id: %s\r\n" % (replica.headers, call.id.encode())
-                response = await replica.pool.request(b"POST", target, headers, body)
-                if call.stream and response.status == 200 and b"event-stream" in response.content_type:
-                    return EngineStream(replica, response, EventFilter(forward_usage=shows_usage))
-                answer = await response.read()
+                return await self._ask(replica, call)
             except ConnectFailed as error:
                 failure = error
                 replica.cool_until = time.monotonic() + COOL_DOWN_S
             except Disconnected as error:
                 if error.received or resends >= RESENDS:
-                    replica.release()
                     raise
                 failure = error
                 resends += 1
-            except BaseException:
-                replica.release()
-                raise
-            else:
-                replica.release()
-                if response.status >= 300:
-                    raise engine_error(response.status, answer)
-                return Reply(
-                    response.status, response.content_type, answer, usage_of(answer), replica.endpoint.replica_id
-                )
-            replica.release()
             refused.add(replica.endpoint.replica_id)
+
+    async def _ask(self, replica: Replica, call: Call) -> Reply | EventStream:
+        """One attempt. The replica's slot is given back when the answer is whole; a stream takes it over."""
+        replica.in_flight += 1
+        handed_over = False
+        try:
+            body, shows_usage = outgoing(call)
+            headers = b"%sx-request-id: %s\r\n" % (replica.headers, call.id.encode())
+            response = await replica.pool.request(b"POST", call.path.encode(), headers, body)
+            if call.stream and response.status == 200 and b"event-stream" in response.content_type:
+                handed_over = True
+                return EngineStream(replica, response, EventFilter(forward_usage=shows_usage))
+            answer = await response.read()
+            if response.status >= 300:
+                raise engine_error(response.status, answer, response.header(b"retry-after"))
+            return Reply(response.status, response.content_type, answer, usage_of(answer), replica.endpoint.replica_id)
+        finally:
+            if not handed_over:
+                replica.release()
 
     def in_flight(self, replica_id: str) -> int:
         return sum(r.in_flight for r in (*self._replicas, *self._leaving) if r.endpoint.replica_id == replica_id)
