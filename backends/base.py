@@ -10,8 +10,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
+
+import orjson
 
 from .errors import GatewayError
 
@@ -35,6 +37,7 @@ class Call:
     raw         the bytes `body` was parsed from, forwarded untouched when nothing has to change
     stream      the client asked for server-sent events
     key_id      whose request it is (accounting), "" without keys
+    content_type  of `raw`; for anything but JSON (an audio upload) `body` holds only the fields that are needed here
     """
 
     id: str
@@ -44,6 +47,11 @@ class Call:
     raw: bytes
     stream: bool = False
     key_id: str = ""
+    content_type: bytes = b"application/json"
+
+    def with_body(self, body: dict[str, Any], path: str | None = None) -> Call:
+        """The same call with another JSON body, and at another path of the engine if given."""
+        return replace(self, body=body, raw=orjson.dumps(body), path=path or self.path)
 
 
 @dataclass(slots=True)
