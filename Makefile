@@ -30,7 +30,7 @@ lock:
 
 # a real Slurm for the tests; where it cannot be had, pytest says why and skips them
 slurm-install:
-	-@tests/acceptance/slurm_cluster.sh install
+	-@SLURMLAB_DBD=1 tests/acceptance/slurm_cluster.sh install
 
 slurm-up:
 	tests/acceptance/slurm_cluster.sh up

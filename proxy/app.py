@@ -30,7 +30,7 @@ from slurm_launcher.store import ReplicaStore
 from .accounting import Accounting
 from .auth import Authentication, KeyRing
 from .bodies import BodyReader
-from .config import Config, Model
+from .config import Config, ConfigError, Model
 from .dispatch import Dispatcher
 from .keys import KeyStore
 from .logging import LineWriter
@@ -78,6 +78,17 @@ class Builder:
         self._local = config.launcher.kind == "local"
         self._site = site
         self._secrets = secrets
+
+    def check(self, specs: Mapping[str, ModelSpec]) -> None:
+        """Raises `ConfigError` for values that cannot stand in a batch script: now, not when a replica is needed."""
+        mistakes = []
+        for name, spec in specs.items():
+            try:
+                self.script(spec, "REPLICA", redact=True)
+            except ValueError as error:
+                mistakes.append(f'models."{name}": {error}')
+        if mistakes:
+            raise ConfigError("configuration", mistakes)
 
     def __call__(self, spec: ModelSpec, replica_id: str) -> Submission:
         mark = JobComment(self._site.service, spec.name, replica_id, spec.config_hash)
@@ -131,13 +142,15 @@ class Gateway:
         self._metrics = Metrics()
         self._site = site_of(config, state, gateway_url)
         secrets = Secrets(state.secret())
+        build = Builder(config, self._site, secrets)
+        build.check(config.specs)
         self.launcher = Launcher(
             cluster_of(config, state),
             config.specs,
             site=self._site,
             secrets=secrets,
             store=ReplicaStore(engine),
-            build=Builder(config, self._site, secrets),
+            build=build,
             in_flight=self._in_flight,
             log=log,
             pace=Pace(config.launcher.poll_busy_s, config.launcher.poll_calm_s, min(2.0, config.launcher.poll_busy_s)),

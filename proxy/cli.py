@@ -106,6 +106,7 @@ def serve(
     config = read_config(config_file)
     state = open_state(config, state_dir)
 
+    from .config import ConfigError
     from .database import NewerDatabase
     from .server import CannotListen, run
     from .state import StateDirInUse
@@ -124,7 +125,7 @@ def serve(
     async def greet(started: Started) -> None:
         await (greet_newcomer(started, default_key) if embedded else greet_operator(started))
 
-    with mistakes(StateDirInUse, CannotListen, NewerDatabase):
+    with mistakes(StateDirInUse, CannotListen, NewerDatabase, ConfigError):
         left = run(config, state, stop_replicas=stops, on_start=greet, default_key=default_key)
     if left:
         raise Mistake(f"these jobs have not ended: {', '.join(left)}")

@@ -24,6 +24,10 @@ Only the main thread decides. Signals and the other threads post events into its
 While the gateway cannot be reached the engine goes on serving; after `orphan_timeout_s` nobody will come back for it,
 and it is ended. Nothing outlives the agent: its descendants are killed on the way out, and the kernel kills the engine
 should the agent itself be killed.
+
+To drain, signal the agent alone (USR1 before the wall time, `scancel --batch --signal=TERM`) or let the gateway say so. A
+plain scancel signals every process of the job: then the engine ends by itself, and what it was answering is cut off.
+(Blocking TERM in the engine would shield it, but also hangs engines that end their own workers by TERM.)
 """
 
 import collections

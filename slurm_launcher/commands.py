@@ -195,7 +195,7 @@ def parse_duration(text: str) -> float | None:
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """What squeue showed. `skipped`: lines that are no job of ours (arrays, banners, a newer format)."""
+    """What squeue showed. `skipped`: lines that are no jobs at all (banners, another format)."""
 
     jobs: dict[str, Job]
     skipped: tuple[str, ...] = ()
@@ -211,7 +211,8 @@ SYNONYMS = {
 def parse_jobs(text: str) -> Listing:
     """squeue's answer in our `FORMAT`.
 
-    Only id and state must be there: a job in a line cut short is known to be less well, but it is not gone.
+    Only id and state must be there: of a job in a line cut short less is known, but it is not gone. Job arrays (`12_3`)
+    and heterogeneous jobs (`12+1`) are nobody's replicas, whatever their name.
     """
     jobs: dict[str, Job] = {}
     skipped: list[str] = []
@@ -222,7 +223,8 @@ def parse_jobs(text: str) -> Listing:
         fields += [""] * (_COLUMNS - len(fields))
         job_id, state = fields[0].strip(), _state(fields[1])
         if not _is_id(job_id) or not state:
-            skipped.append(line)
+            if not (re.match(r"\d+[_+]", job_id) and state):
+                skipped.append(line)
             continue
         jobs[job_id] = Job(
             id=job_id,

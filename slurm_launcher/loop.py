@@ -206,14 +206,18 @@ class Launcher:
         self._poll_soon = False
         try:
             jobs = await self._cluster.jobs()
-            vanished = [r.job_id for r in self._replicas.values() if not r.ended and r.job_id and r.job_id not in jobs]
-            ended: dict[str, Job] = await self._cluster.ended(vanished) if vanished else {}
         except CouldNotAsk as error:
             if not self._cannot_ask:
                 self._log.warning("scheduler_silent", error=str(error))
             self._cannot_ask = str(error)
             return None
         self._cannot_ask = ""
+        vanished = [r.job_id for r in self._replicas.values() if not r.ended and r.job_id and r.job_id not in jobs]
+        ended: dict[str, Job] = {}
+        if vanished:
+            # accounting only says how they ended; that they are gone, two answers without them tell
+            with contextlib.suppress(CouldNotAsk):
+                ended = await self._cluster.ended(vanished)
         return Poll(asked_at, jobs, ended)
 
     async def _submit(self, spec: ModelSpec) -> None:

@@ -57,7 +57,7 @@ class SlurmCluster(Cluster):
                         and twice that for some
     environment         in place of our own, of which only `KEPT` reaches the commands
 
-    `skipped` holds the lines of the latest squeue answer that were no job of ours.
+    `skipped` holds the lines of the latest squeue answer that were no jobs, for whoever wonders.
     """
 
     def __init__(
@@ -196,11 +196,12 @@ async def _converse(process: asyncio.subprocess.Process, script: bytes, out: byt
 
 async def _feed(stdin: asyncio.StreamWriter, data: bytes) -> None:
     """The script, then the end of it. A command that ends without reading it says why on stderr."""
-    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+    # RuntimeError is uvloop's word for a pipe that is closed already
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError, RuntimeError):
         stdin.write(data)
         await stdin.drain()
     stdin.close()
-    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError, RuntimeError):
         await stdin.wait_closed()
 
 

@@ -68,20 +68,20 @@ stop_one() { # PIDFILE NAME [SIG]
 # (its id is noted at start; catches what daemonized away from Slurm too), and those whose environment
 # has our SLURM_CONF and a SLURM_JOB_ID (containers with a UTS namespace of their own).
 job_pids() {
-  local n d p u env
+  local n p f u
   for n in ${1:-$(cd "$D/run" 2>/dev/null && ls -- *.uts 2>/dev/null | sed 's/[.]uts$//')}; do
     [ -s "$D/run/$n.uts" ] || continue
-    u=$(cat "$D/run/$n.uts")
-    for d in /proc/[0-9]*; do
-      [ "$(readlink "$d/ns/uts" 2>/dev/null)" = "$u" ] || continue
-      p=${d#/proc/}
+    u=$(sed 's/[][]/\\&/g' "$D/run/$n.uts")
+    for f in $(find /proc/[0-9]*/ns/uts -maxdepth 0 -lname "$u" 2>/dev/null); do
+      p=${f#/proc/}; p=${p%%/*}
+      # the kernel gives a namespace's id to another one once it is gone
       [ "$(nsenter -t "$p" -u hostname 2>/dev/null)" = "$n" ] && echo "$p"
     done
   done
-  for d in /proc/[0-9]*; do
-    p=${d#/proc/}; [ "$p" != $$ ] || continue
-    grep -qzx "SLURM_CONF=$SLURM_CONF" "$d/environ" 2>/dev/null && grep -qz '^SLURM_JOB_ID=' "$d/environ" 2>/dev/null || continue
-    [ -z "${1:-}" ] || grep -qzx "SLURMD_NODENAME=$1" "$d/environ" 2>/dev/null || continue
+  for f in $(grep -lszx "SLURM_CONF=$SLURM_CONF" /proc/[0-9]*/environ); do
+    p=${f#/proc/}; p=${p%%/*}
+    [ "$p" != $$ ] && grep -qsz '^SLURM_JOB_ID=' "$f" || continue
+    [ -z "${1:-}" ] || grep -qszx "SLURMD_NODENAME=$1" "$f" || continue
     echo "$p"
   done
 }

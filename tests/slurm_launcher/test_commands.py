@@ -41,16 +41,14 @@ def test_only_a_pending_job_has_an_expected_start() -> None:
     assert jobs["20"].starts_at == ""
 
 
-def test_job_arrays_are_nobodys_replicas_and_are_counted() -> None:
-    listing = commands.parse_jobs(SQUEUE_22_05)
-    assert len(listing.skipped) == 1
-    assert listing.skipped[0].startswith("10_1|")
+def test_job_arrays_and_heterogeneous_jobs_are_nobodys_replicas() -> None:
+    assert commands.parse_jobs(SQUEUE_22_05).skipped == ()
+    assert commands.parse_jobs("12_[3-9%2]|PENDING|None\n12+1|RUNNING|None|n1|n1\n") == commands.Listing({})
 
 
 @pytest.mark.parametrize(
     "line",
     [
-        "12+1|RUNNING|None|n1|n1|||10:00|9:58||gpu|q|N/A|(null)",  # a heterogeneous job
         "CLUSTER: lab",  # squeue -M without -h
         "This system will be down on Monday.",
         "|||||||||||||",
@@ -60,7 +58,7 @@ def test_job_arrays_are_nobodys_replicas_and_are_counted() -> None:
         "²|RUNNING|None",
     ],
 )
-def test_a_line_that_is_no_job_of_ours_is_skipped_and_kept_for_the_operator(line: str) -> None:
+def test_a_line_that_is_no_job_is_skipped_and_kept_for_the_operator(line: str) -> None:
     assert commands.parse_jobs(f"\n{line}\n") == commands.Listing({}, (line,))
 
 
