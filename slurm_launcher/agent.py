@@ -25,9 +25,9 @@ While the gateway cannot be reached the engine goes on serving; after `orphan_ti
 and it is ended. Nothing outlives the agent: its descendants are killed on the way out, and the kernel kills the engine
 should the agent itself be killed.
 
-To drain, signal the agent alone (USR1 before the wall time, `scancel --batch --signal=TERM`) or let the gateway say so. A
-plain scancel signals every process of the job: then the engine ends by itself, and what it was answering is cut off.
-(Blocking TERM in the engine would shield it, but also hangs engines that end their own workers by TERM.)
+To drain, signal the agent alone (USR1 before the wall time, `scancel --batch --signal=TERM`) or let the gateway say so.
+A plain scancel signals every process of the job: then the engine ends by itself, and what it was answering is cut off.
+(Blocking TERM in the engine would shield it, but would also hang engines that end their own workers by TERM.)
 """
 
 import collections
@@ -136,13 +136,14 @@ class Agent:
         self.gone_at = None
         if self.tmp:
             shutil.rmtree(self.tmp, ignore_errors=True)
-        # not TMPDIR: containers see the node's /tmp, and the path of a socket must stay short
-        self.tmp = tempfile.mkdtemp(prefix="slurmgate-", dir=TMP if os.access(TMP, os.W_OK) else None)
+        plan = self.manifest["engine"]
+        if any("{tmp}" in text for text in plan["argv"] + list(plan["environment"].values())):
+            # not TMPDIR: containers see the node's /tmp, and the path of a socket must stay short
+            self.tmp = tempfile.mkdtemp(prefix="slurmgate-", dir=TMP if os.access(TMP, os.W_OK) else None)
         # behind NAT the address is not one of this node's own
         listen = self.host if can_listen_at(self.host) else "0.0.0.0"  # noqa: S104
         ports = free_ports(3, self.manifest.get("ports") or PORTS)
         places = {"host": listen, "port": ports[0], "port2": ports[1], "port3": ports[2], "tmp": self.tmp}
-        plan = self.manifest["engine"]
         try:
             self.engine = Engine(plan, places, self.log)
         except OSError as error:

@@ -25,10 +25,11 @@ from .spec import Launch, ModelSpec, Site
 DELIMITER = "END_OF_SLURMGATE_AGENT"
 REDACTED = "<redacted>"
 
-SLURM_TERM_GRACE_S = 25.0
-"""How long an agent may drain after TERM: KILL follows after Slurm's KillWait, 30 s by default."""
+SLURM_TERM_GRACE_S = 20.0
+"""How long an agent may drain after TERM: with 5 s for the engine's end and some for the last report, it is done before
+Slurm's KillWait (30 s by default) is over and KILL comes."""
 
-LOCAL_TERM_GRACE_S = 8.0
+LOCAL_TERM_GRACE_S = 4.0
 """The same without Slurm, where LocalCluster waits 10 s."""
 
 PROBE_TIMEOUT_S = 120.0

@@ -270,6 +270,21 @@ def plan() -> dict[str, Any]:
     return engine
 
 
+def test_a_private_directory_is_made_for_engines_that_ask_and_removed_with_them(
+    run: Run, gateway: FakeGateway, tmp_path: Path
+) -> None:
+    engine = plan()
+    argv = [sys.executable, fakes.__file__, "Engine", *engine["argv"][1:], "--sockets", "{tmp}/shard"]
+    job = run(fakes.Engine, engine={**engine, "argv": argv})
+    gateway.wait_for_state("ready")
+    line = next(line for line in job.processes().values() if "--sockets" in line)
+    made = Path(line.split()[-1]).parent
+    assert made.stat().st_mode & 0o777 == 0o700
+    gateway.command = "stop"
+    assert job.wait() == 0
+    assert not made.exists()
+
+
 def test_the_engine_reads_nothing_from_the_script(run: Run, gateway: FakeGateway) -> None:
     job = run(fakes.EngineThatReadsItsStdin)
     gateway.wait_for_state("ready")
@@ -511,7 +526,7 @@ def test_a_gateway_that_does_not_know_the_token_is_none(run: Run, gateway: FakeG
 
 
 def test_an_orphan_ends_itself(run: Run, gateway: FakeGateway) -> None:
-    job = run(fakes.Engine, orphan_timeout_s=0.5)
+    job = run(fakes.Engine, orphan_timeout_s=1.5)
     gateway.wait_for_state("ready")
     gateway.close()
     assert job.wait(6) == 0
