@@ -90,11 +90,6 @@ class MethodNotAllowed(InvalidRequest):
         self.headers = MappingProxyType({b"allow": allow.encode()})
 
 
-class RequestTimeout(InvalidRequest):
-    status = 408
-    code = "request_timeout"
-
-
 class RequestTooLarge(InvalidRequest):
     status = 413
     code = "request_too_large"

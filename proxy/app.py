@@ -139,7 +139,7 @@ class Gateway:
         self._lines = lines
         self._accounting = Accounting(engine)
         self._keys = KeyRing(KeyStore(engine), loopback_only=loopback_only)
-        self._metrics = Metrics()
+        self._metrics = Metrics(lambda: [(r.model, r.word) for r in self.launcher.replicas()])
         self._site = site_of(config, state, gateway_url)
         secrets = Secrets(state.secret())
         build = Builder(config, self._site, secrets)
@@ -168,8 +168,7 @@ class Gateway:
             )
         now = int(time.time())
         registry = Registry(Entry(name, backend, now) for name, backend in self.backends.items())
-        self._metrics.watch_replicas(lambda: [(r.model, r.word) for r in self.launcher.replicas()])
-        bodies = BodyReader(config.server.max_body_mb * 1024 * 1024, config.server.body_timeout_s)
+        bodies = BodyReader(config.server.max_body_mb * 1024 * 1024)
         self._app = self._stack(registry, Dispatcher(registry, self._accounting), bodies)
         self._tasks: list[asyncio.Task[None]] = []
 

@@ -1,38 +1,32 @@
-"""Reading a request's body: whole, within a size and a time."""
+"""Reading a request's body: whole, within a size."""
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 import orjson
-from starlette.types import Receive, Scope
+from starlette.types import Receive
 
-from backends.errors import InvalidRequest, RequestTimeout, RequestTooLarge
+from backends.errors import InvalidRequest, RequestTooLarge
 
 from .disconnects import ClientDisconnected
 
 
 class BodyReader:
-    """limit in bytes; timeout_s from the request's head to the end of its body."""
+    """`limit` in bytes. How long a client may take is the connection's business (protocol.py)."""
 
-    def __init__(self, limit: int, timeout_s: float) -> None:
+    def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._timeout_s = timeout_s
 
-    async def read(self, scope: Scope, receive: Receive) -> bytes:
-        """The body. Raises `RequestTooLarge`, `RequestTimeout`, `ClientDisconnected`."""
-        try:
-            async with asyncio.timeout(self._timeout_s):
-                message = await receive()
-                if message["type"] == "http.request" and not message.get("more_body"):
-                    body: bytes = message["body"]  # nearly always: it came with the head
-                    if len(body) > self._limit:
-                        raise self._too_large()
-                    return body
-                return await self._rest(message, receive)
-        except TimeoutError:
-            raise RequestTimeout(f"The request's body did not arrive within {self._timeout_s:g} s.") from None
+    async def read(self, receive: Receive) -> bytes:
+        """The body. Raises `RequestTooLarge`, `ClientDisconnected`."""
+        message = await receive()
+        if message["type"] == "http.request" and not message.get("more_body"):
+            body: bytes = message["body"]  # nearly always: it came with the head
+            if len(body) > self._limit:
+                raise self._too_large()
+            return body
+        return await self._rest(message, receive)
 
     async def _rest(self, message: Any, receive: Receive) -> bytes:
         parts: list[bytes] = []

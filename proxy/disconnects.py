@@ -1,14 +1,13 @@
-"""Noticing that a client has gone, at any moment, and cancelling what is being done for it.
-
-ASGI tells of a disconnect only to who asks, and nothing asks while an answer is being waited for. So somebody must.
-"""
+"""Noticing that a client has gone, at any moment, and cancelling what is being done for it."""
 
 from __future__ import annotations
 
 import asyncio
 from types import TracebackType
 
-from starlette.types import Receive
+from starlette.types import Scope
+
+from .protocol import connection_of
 
 
 class ClientDisconnected(Exception):
@@ -16,33 +15,30 @@ class ClientDisconnected(Exception):
 
 
 class while_connected:
-    """`async with while_connected(receive): ...` cancels its body and raises `ClientDisconnected` when the client goes.
+    """`async with while_connected(scope): ...` cancels its body and raises `ClientDisconnected` if the client goes."""
 
-    To be entered once the request's body has been read: from then on `receive` returns only when the client is gone.
-    """
+    __slots__ = ("_connection", "_gone", "_task")
 
-    __slots__ = ("_gone", "_receive", "_task", "_watcher")
-
-    def __init__(self, receive: Receive) -> None:
-        self._receive = receive
+    def __init__(self, scope: Scope) -> None:
+        self._connection = connection_of(scope)
         self._gone = False
 
     async def __aenter__(self) -> None:
         task = asyncio.current_task()
         if task is None:
             raise RuntimeError("while_connected is used inside a task")
+        if self._connection.transport.is_closing():  # it went while its request was being read
+            raise ClientDisconnected
         self._task = task
-        self._watcher = asyncio.create_task(self._watch(), name="disconnect watcher")
+        self._connection.on_gone = self._cancel
 
-    async def _watch(self) -> None:
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
+    def _cancel(self) -> None:
         self._gone = True
         self._task.cancel("client disconnected")
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._watcher.cancel()
+        self._connection.on_gone = None
         if self._gone and kind is asyncio.CancelledError and self._task.uncancel() == 0:
             raise ClientDisconnected from error

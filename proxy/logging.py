@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import logging
 import os
+from datetime import UTC, datetime
 from typing import Any
 
 import orjson
 import structlog
-from structlog.typing import FilteringBoundLogger
+from structlog.typing import EventDict, FilteringBoundLogger
 
 FLUSH_BYTES = 64 * 1024
 
@@ -48,6 +49,11 @@ class LineWriter:
             pass  # a log that nobody reads any more (a closed pipe, a full disk) must not stop the service
 
 
+def _stamp(_logger: Any, _method: str, event: EventDict) -> EventDict:
+    event["timestamp"] = datetime.now(UTC)  # orjson writes it as RFC 3339, a tenth of what formatting it here costs
+    return event
+
+
 def _encode(_logger: Any, _method: str, event: Any) -> bytes:
     return orjson.dumps(event, default=str)
 
@@ -70,7 +76,7 @@ def configure(descriptor: int = 2) -> tuple[FilteringBoundLogger, LineWriter]:
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            _stamp,
             structlog.processors.format_exc_info,
             _encode,
         ],

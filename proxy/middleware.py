@@ -53,7 +53,7 @@ class Edge:
                 ]
             return send(message)
 
-        self._metrics.in_flight.inc()
+        self._metrics.in_flight += 1
         try:
             await self._app(scope, receive, send_with_id)
         except ClientDisconnected:
@@ -68,7 +68,7 @@ class Edge:
                 raise
             await send_error(send_with_id, error)
         finally:
-            self._metrics.in_flight.dec()
+            self._metrics.in_flight -= 1
             self._finish(record)
 
     def _as_ours(self, problem: Exception, record: Record) -> GatewayError:

@@ -53,7 +53,7 @@ async def send_error(send: Send, error: GatewayError) -> None:
 async def send_answer(send: Send, answer: Reply | EventStream, record: Record) -> None:
     """A model's answer, the engine's bytes as they came."""
     if isinstance(answer, Reply):
-        await send_bytes(send, answer.status, answer.content_type, answer.body)
+        await send_bytes(send, answer.status, answer.content_type, answer.body, answer.headers)
     else:
         await send_events(send, answer, record)
 
@@ -62,7 +62,7 @@ async def send_events(send: Send, stream: EventStream, record: Record) -> None:
     """A stream. Before the first event an error is still an HTTP error; after it, it is an event, then the end."""
     first = await anext(stream, b"")
     record.first_byte_s = elapsed_s(record)
-    await send({"type": "http.response.start", "status": 200, "headers": _STREAM_HEADERS})
+    await send({"type": "http.response.start", "status": 200, "headers": [*_STREAM_HEADERS, *stream.headers]})
     await send({"type": "http.response.body", "body": first, "more_body": True})
     try:
         async for events in stream:

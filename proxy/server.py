@@ -12,13 +12,14 @@ from dataclasses import dataclass
 
 import uvicorn
 import uvloop
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from .app import Gateway
 from .config import Config
+from .config import Server as ServerSection
 from .database import open_database
 from .keys import KeyStore
 from .logging import configure
+from .protocol import Connection, Patience
 from .state import StateDir
 
 
@@ -59,27 +60,41 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-class Protocol(HttpToolsProtocol):
-    """uvicorn's, but what is not HTTP at all gets an OpenAI error too."""
+class Server(uvicorn.Server):
+    """uvicorn's server over our protocol. It is told to stop by us: its own signal handlers would end the process
+    before we have cleaned up."""
 
-    def send_400_response(self, msg: str) -> None:
-        body = (
-            b'{"error":{"message":"Invalid HTTP request received.","type":"invalid_request_error",'
-            b'"param":null,"code":"invalid_http"}}'
+    def __init__(self, gateway: Gateway, config: ServerSection) -> None:
+        super().__init__(
+            uvicorn.Config(
+                gateway,
+                http=Connection,
+                ws="none",
+                lifespan="off",
+                access_log=False,
+                log_config=None,
+                server_header=False,
+                date_header=False,
+                timeout_keep_alive=75,
+                timeout_graceful_shutdown=int(config.shutdown_grace_s),
+            )
         )
-        self.transport.write(
-            b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\nconnection: close\r\n"
-            b"x-request-id: req_none\r\ncontent-length: %d\r\n\r\n%s" % (len(body), body)
-        )
-        self.transport.close()
+        self._patience = Patience(self.server_state.connections, config.body_timeout_s)
 
-
-class _Server(uvicorn.Server):
-    """uvicorn's server, told to stop by us: it would otherwise end the process before we have cleaned up."""
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        self._patience.start()
+        try:
+            await super().serve(sockets)
+        finally:
+            self._patience.stop()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
+
+    def end(self) -> None:
+        """Stop when the last answer is whole; told twice, do not wait for that."""
+        self.force_exit, self.should_exit = self.should_exit, True
 
 
 def run(
@@ -123,28 +138,10 @@ async def _serve(
         log=log,
         lines=lines,
     )
-    server = _Server(
-        uvicorn.Config(
-            gateway,
-            http=Protocol,
-            ws="none",
-            lifespan="off",
-            access_log=False,
-            log_config=None,
-            server_header=False,
-            date_header=False,
-            timeout_keep_alive=75,
-            timeout_graceful_shutdown=int(config.server.shutdown_grace_s),
-        )
-    )
-
-    def end() -> None:
-        # a second signal: do not wait for streams any longer
-        server.force_exit, server.should_exit = server.should_exit, True
-
+    server = Server(gateway, config.server)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, end)
+        loop.add_signal_handler(number, server.end)
     await gateway.start()
     shown = f"[{host}]" if ":" in host else host
     greeting = asyncio.create_task(on_start(Started(f"http://{shown}:{port}", gateway, narrowed_from)), name="greeting")

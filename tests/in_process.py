@@ -9,14 +9,12 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import uvicorn
-
 from proxy.app import Gateway
 from proxy.config import parse
 from proxy.database import open_database
 from proxy.keys import KeyStore
 from proxy.logging import configure
-from proxy.server import Protocol, listen
+from proxy.server import Server, listen
 from proxy.state import StateDir
 
 
@@ -50,11 +48,9 @@ async def serving(config_text: str, directory: Path) -> AsyncIterator[Served]:
     port = listener.getsockname()[1]
     url = f"http://127.0.0.1:{port}"
     gateway = Gateway(config, state, engine, gateway_url=url, loopback_only=True, log=log, lines=lines)
-    server = uvicorn.Server(
-        uvicorn.Config(gateway, http=Protocol, ws="none", lifespan="off", access_log=False, log_config=None)
-    )
+    server = Server(gateway, config.server)
     await gateway.start()
-    task = asyncio.create_task(server._serve([listener]), name="server")
+    task = asyncio.create_task(server.serve([listener]), name="server")
     try:
         yield Served(url, port, key, gateway, log_path)
     finally:

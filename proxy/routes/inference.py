@@ -29,10 +29,10 @@ class Inference:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         record = record_of(scope)
         record.endpoint = self._path
-        raw = await self._bodies.read(scope, receive)
+        raw = await self._bodies.read(receive)
         body = parse_object(raw)
         self._check(body)
         record.stream = body.get("stream") is True
         call = Call(record.id, self._path, body["model"], body, raw, record.stream, record.key_id)
-        async with while_connected(receive), self._dispatcher.answer(call, record) as answer:
+        async with while_connected(scope), self._dispatcher.answer(call, record) as answer:
             await send_answer(send, answer, record)

@@ -30,7 +30,7 @@ class Reports:
         if not self._launcher.is_agent(replica_id, token):
             raise NotAuthenticated("Not this replica's token.")
         try:
-            report = parse_report(replica_id, parse_object(await self._bodies.read(scope, receive)))
+            report = parse_report(replica_id, parse_object(await self._bodies.read(receive)))
         except BadReport as error:
             raise InvalidRequest(str(error), code="bad_report") from None
         command, in_flight = self._launcher.report(report)
