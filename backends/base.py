@@ -17,6 +17,8 @@ import orjson
 
 from .errors import GatewayError
 
+Headers = tuple[tuple[bytes, bytes], ...]
+
 
 @dataclass(slots=True)
 class Usage:
@@ -56,13 +58,20 @@ class Call:
 
 @dataclass(slots=True)
 class Reply:
-    """A whole answer. `served_by` is the replica (or provider) that gave it, for the log."""
+    """A whole answer.
+
+    served_by   the replica (or provider) that gave it, for the log
+    model       the public name of the model that gave it, "" for the one that was asked
+    headers     sent to the client beside those that every answer has
+    """
 
     status: int
     content_type: bytes
     body: bytes
     usage: Usage | None = None
     served_by: str = ""
+    model: str = ""
+    headers: Headers = ()
 
 
 class EventStream(ABC):
@@ -72,12 +81,16 @@ class EventStream(ABC):
 
     usage      None until the usage chunk has passed
     failure    set when the engine reported an error inside the stream (the event has been passed on)
+
+    `served_by`, `model` and `headers` are as in `Reply`, and there before the first event.
     """
 
-    __slots__ = ("failure", "served_by", "usage")
+    __slots__ = ("failure", "headers", "model", "served_by", "usage")
 
     def __init__(self, served_by: str) -> None:
         self.served_by = served_by
+        self.model = ""
+        self.headers: Headers = ()
         self.usage: Usage | None = None
         self.failure: GatewayError | None = None
 

@@ -176,8 +176,12 @@ class Gateway:
         """Routes in the order in which they are tried, and what stands around them, innermost first."""
         routes = [
             *(
-                Route(endpoint.PATH, Inference(endpoint.PATH, endpoint.check, dispatcher, bodies), methods=["POST"])
-                for endpoint in (chat, completions, embeddings)
+                Route(path, Inference(path, check, dispatcher, bodies, quiet), methods=["POST"])
+                for path, check, quiet in (
+                    (chat.PATH, chat.check, chat.QUIET_CHOICE),
+                    (completions.PATH, completions.check, completions.QUIET_CHOICE),
+                    (embeddings.PATH, embeddings.check, None),
+                )
             ),
             Route(ListModels.path, ListModels(registry), methods=["GET"]),
             Route(ShowModel.path, ShowModel(registry), methods=["GET"]),

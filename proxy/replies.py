@@ -1,4 +1,4 @@
-"""Writing answers: JSON, errors in the OpenAI shape, event streams."""
+"""Writing whole answers: JSON, and errors in the OpenAI shape. Streams are in events.py."""
 
 from __future__ import annotations
 
@@ -9,23 +9,14 @@ from typing import Any
 import orjson
 from starlette.types import Send
 
-from backends.base import EventStream, Reply
+from backends.base import Reply
 from backends.errors import GatewayError
-from backends.sse import error_event
-
-from .record import Record, elapsed_s
 
 Headers = Sequence[tuple[bytes, bytes]]
 
 JSON = b"application/json"
 RETRY_AFTER_LIMIT_S = 120
 """The official SDK waits at most this long, and does not retry at all when told to wait longer."""
-
-_STREAM_HEADERS = [
-    (b"content-type", b"text/event-stream; charset=utf-8"),
-    (b"cache-control", b"no-cache"),
-    (b"x-accel-buffering", b"no"),  # an nginx in front must not hold events back
-]
 
 
 async def send_bytes(send: Send, status: int, content_type: bytes, body: bytes, headers: Headers = ()) -> None:
@@ -50,24 +41,6 @@ async def send_error(send: Send, error: GatewayError) -> None:
     await send_json(send, error.body(), error.status, headers)
 
 
-async def send_answer(send: Send, answer: Reply | EventStream, record: Record) -> None:
-    """A model's answer, the engine's bytes as they came."""
-    if isinstance(answer, Reply):
-        await send_bytes(send, answer.status, answer.content_type, answer.body, answer.headers)
-    else:
-        await send_events(send, answer, record)
-
-
-async def send_events(send: Send, stream: EventStream, record: Record) -> None:
-    """A stream. Before the first event an error is still an HTTP error; after it, it is an event, then the end."""
-    first = await anext(stream, b"")
-    record.first_byte_s = elapsed_s(record)
-    await send({"type": "http.response.start", "status": 200, "headers": [*_STREAM_HEADERS, *stream.headers]})
-    await send({"type": "http.response.body", "body": first, "more_body": True})
-    try:
-        async for events in stream:
-            await send({"type": "http.response.body", "body": events, "more_body": True})
-    except GatewayError as error:
-        record.fail(error)
-        await send({"type": "http.response.body", "body": error_event(error), "more_body": True})
-    await send({"type": "http.response.body", "body": b""})
+async def send_reply(send: Send, reply: Reply) -> None:
+    """A model's whole answer, the engine's bytes as they came."""
+    await send_bytes(send, reply.status, reply.content_type, reply.body, reply.headers)

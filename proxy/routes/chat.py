@@ -8,6 +8,7 @@ from backends.errors import InvalidRequest
 from proxy.shapes import ARRAY, INTEGER, OBJECT, SAMPLING, STRING, Shape, not_empty, wrong_type
 
 PATH = "/v1/chat/completions"
+QUIET_CHOICE = {"index": 0, "delta": {}, "finish_reason": None}
 
 _SHAPE = Shape(
     required={"model": STRING, "messages": ARRAY},

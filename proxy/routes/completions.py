@@ -7,6 +7,7 @@ from typing import Any
 from proxy.shapes import SAMPLING, STRING, STRING_OR_ARRAY, Shape, not_empty
 
 PATH = "/v1/completions"
+QUIET_CHOICE = {"index": 0, "text": "", "logprobs": None, "finish_reason": None}
 
 _SHAPE = Shape(required={"model": STRING, "prompt": STRING_OR_ARRAY}, optional=SAMPLING)
 
