@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import ipaddress
 import signal
 import socket
@@ -143,6 +144,8 @@ async def _serve(
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, server.end)
     await gateway.start()
+    gc.collect()
+    gc.freeze()  # what is here now stays: the collector need not walk through it while requests wait
     shown = f"[{host}]" if ":" in host else host
     greeting = asyncio.create_task(on_start(Started(f"http://{shown}:{port}", gateway, narrowed_from)), name="greeting")
     try:

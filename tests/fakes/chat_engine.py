@@ -16,7 +16,7 @@ import json
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 Write = Callable[[bytes], Awaitable[None]]
 
@@ -45,7 +45,7 @@ class Engine:
         self.arrived = asyncio.Condition()
         self.connections = 0
 
-    async def __aenter__(self) -> Engine:
+    async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(self._connection, self.host, self.port)
         self.port = self._server.sockets[0].getsockname()[1]
         self._writers: set[asyncio.StreamWriter] = set()
