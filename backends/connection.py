@@ -2,8 +2,8 @@
 
     idle --send--> waiting for the head --on_headers_complete--> body --on_message_complete--> idle, or closed
 
-While an exchange runs the connection has its `Response`, and keeps what arrives of the body in `chunks` until it is taken.
-When the exchange ends, well or not, `_end` moves the rest over to the response and the two part.
+While an exchange runs the connection has its `Response`, and keeps what arrives of the body in `chunks` until it is
+taken. When the exchange ends, well or not, `_end` moves the rest over to the response and the two part.
 """
 
 from __future__ import annotations
@@ -104,6 +104,15 @@ class Connection(asyncio.Protocol):
         self._room = self._pool.limits.body_bytes
         if not self._reading:
             self._resume()
+
+    def let_end(self) -> None:
+        """The reader has what it wants, and only the end is missing: it may come, with little else and soon."""
+        self.chunks.clear()
+        self._taken = 0
+        self._whole = True
+        self._room = self._pool.limits.header_bytes
+        self.patience = self._pool.keep_alive_sweeps
+        self._resume()
 
     def drop(self) -> None:
         """The reader has lost interest."""
@@ -206,7 +215,7 @@ class Connection(asyncio.Protocol):
         self._taken = 0
         self._room = self._pool.limits.buffer_bytes
         self.patience = self._pool.idle_sweeps
-        if status >= 400 and self._unsent is not None:
+        if status >= 400 and self._unsent:
             self._unsent = self._unsent[:0]  # it does not want the rest
             self._keep_alive = False
         self._wake()

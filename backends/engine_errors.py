@@ -184,7 +184,7 @@ def _param(fields: dict[str, Any], message: str) -> str | None:
     if isinstance(detail, list) and detail and isinstance(detail[0], dict):
         return _place(detail[0])[:200] or None
     named = _NAMED_FIELD.match(message)
-    return named[1] if named else None
+    return named[1] if named and named[1] != "inputs" else None  # `inputs` is TGI's name for what no client calls so
 
 
 def _code(code: object) -> str | None:

@@ -237,6 +237,15 @@ class Response:
             raise MalformedResponse(f"The engine's answer is too large: its body has more than {self._limit} bytes.")
         return rest
 
+    def finish(self) -> None:
+        """Let go of an answer whose content is complete, as after `[DONE]`, though its last chunk has not come.
+
+        The connection waits for that on its own and can then be used again; if it does not come, it is closed.
+        """
+        self.rest = b""
+        if self.connection is not None:
+            self.connection.let_end()
+
     def close(self) -> None:
         """Let go of the answer. If its end has not come, the connection is closed, so that the engine stops."""
         if self.connection is not None:

@@ -413,9 +413,13 @@ class SlowlyReadsRequest(Answers):
 
 
 class AnswersEarly(Server):
-    """Answers 413 when it has seen the head, and never reads the body."""
+    """Answers when it has seen the head, with 413 unless told otherwise, and never reads the body."""
 
-    response = plain(b'{"error":{"message":"too large"}}', b"413 Payload Too Large")
+    too_large = plain(b'{"error":{"message":"too large"}}', b"413 Payload Too Large")
+
+    def __init__(self, response: bytes = too_large) -> None:
+        super().__init__()
+        self.response = response
 
     async def serve(self, peer: Peer) -> None:
         self.requests.append(await peer.head())
