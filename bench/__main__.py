@@ -17,15 +17,15 @@ from .load import chat_request, measure
 from .mock_engine import MODEL
 from .peers import STARTERS, NotInstalled, Target, engine, start_all
 from .processes import term_is_exit
-from .profile import profile
 from .report import Rounds
+from .sampling import profile
 
 QUICK = {"rounds": 2, "requests": 1000, "streams": 64, "chunks": 50}
 
 
 def settings(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description="Load slurmgate and its peers in turn.")
-    parser.add_argument("--rounds", type=int, default=3, help="each loads every target once; medians are shown (3)")
+    parser.add_argument("--rounds", type=int, default=5, help="each loads every target once; medians are shown (5)")
     parser.add_argument("--requests", type=int, default=3000, help="plain ones, in each round (3000)")
     parser.add_argument("--connections", type=int, default=32, help="that they come over (32)")
     parser.add_argument("--streams", type=int, default=128, help="at once; twice as many in each round (128)")
@@ -80,7 +80,8 @@ def compare(options: argparse.Namespace, room: Path) -> int:
         for rounds in all_rounds:
             load_once(rounds, options, warm_up=True)
         for number in range(options.rounds):
-            for rounds in all_rounds:
+            turn = number % len(all_rounds)  # nobody is always the first
+            for rounds in (*all_rounds[turn:], *all_rounds[:turn]):
                 if sys.stderr.isatty():
                     sys.stderr.write(f"\r\033[Kround {number + 1} of {options.rounds}: {rounds.target.name}")
                     sys.stderr.flush()
@@ -98,8 +99,8 @@ def compare(options: argparse.Namespace, room: Path) -> int:
         f"{2 * options.streams} streams, {options.streams} at once, of {options.chunks} chunks, "
         f"{options.interval_ms:g} ms apart\n"
     )
-    print(report.start_table(all_rounds), "\n")
-    print(report.load_table(all_rounds), "\n")
+    print(report.start_table(all_rounds) + "\n")
+    print(report.load_table(all_rounds) + "\n")
     print(report.spread(all_rounds))
     if options.json:
         options.json.write_bytes(orjson.dumps(report.as_json(all_rounds, chosen, missing), option=orjson.OPT_INDENT_2))

@@ -15,6 +15,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import cast
 
 import httptools
 import orjson
@@ -22,7 +23,7 @@ import uvloop
 
 from .processes import cpu_s, family, memory_mb
 
-TIMEOUT_S = 120.0
+TIMEOUT_S = 60.0
 """One measurement ends after this long, whatever is still open: those requests are bad."""
 
 _DONE = b"data: [DONE]"
@@ -81,7 +82,7 @@ def chat_request(model: str, key: str, *, stream: bool) -> bytes:
 
 
 class Load:
-    """`requests` requests over `connections` connections. With `events`, each must be a stream of that many and [DONE]."""
+    """`requests` requests over `connections` connections. With `events`, each is a stream of that many and [DONE]."""
 
     def __init__(self, port: int, request: bytes, *, connections: int, requests: int, events: int = 0) -> None:
         self.request = request
@@ -129,8 +130,7 @@ class Client(asyncio.Protocol):
         self._open = False  # a request is under way
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is one by its methods only
         self._next()
 
     def _next(self) -> None:
@@ -155,11 +155,14 @@ class Client(asyncio.Protocol):
             self._transport.abort()
             return
         if self._complete:
-            if self._parser.should_keep_alive():
+            if self._keep_alive:
                 self._next()
             else:
                 self._open = False
                 self._transport.close()
+
+    def on_headers_complete(self) -> None:
+        self._keep_alive = self._parser.should_keep_alive()  # known only here: it is gone when the message is complete
 
     def on_body(self, body: bytes) -> None:
         now = time.perf_counter()

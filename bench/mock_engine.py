@@ -2,8 +2,8 @@
 
     python -m bench.mock_engine PORT [--chunks N] [--interval-ms MS]
 
-It answers chat completions and completions (plain and streamed), embeddings, `/v1/models` and `/health`, in bytes as vLLM
-writes them: a first chunk with the role, one chunk a token with words of different length, a chunk with the finish
+It answers chat completions and completions (plain and streamed), embeddings, `/v1/models` and `/health`, in bytes as
+vLLM writes them: a first chunk with the role, one chunk a token with words of different length, a chunk with the finish
 reason, a usage chunk where `stream_options.include_usage` asks for it, then `[DONE]`. A stream goes out at a steady
 pace, as from an engine that decodes. Every answer is made once, before the port opens.
 """
@@ -15,7 +15,7 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import httptools
 import orjson
@@ -26,8 +26,8 @@ PROMPT_TOKENS = 20
 _ID = "8c1f0e6b2f7d4a3c9b5e1d0a7f6c4b2e"
 _CREATED = 1_700_000_000
 _WORDS = (
-    " the", " of", " an", "swer", " is", " forty", "-", "two", ",", " as", " every", " traveller", " knows", ".", "\n\n",
-    " Nobody", " has", " found", " out", " what", " \"", "question", "\"", " it", " belongs", " to", " \u2014", " yet",
+    " the", " of", " an", "swer", " is", " forty", "-", "two", ",", " as", " every", " traveller", " knows", ".", "\n",
+    "Nobody", " has", " found", " out", " what", ' "', "question", '"', " it", " belongs", " to", " \u2014", " yet",
 )  # fmt: skip
 
 _STREAM_HEAD = (
@@ -89,7 +89,12 @@ def chat(chunks: int) -> Script:
         choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}
         return event({**identity, "choices": [choice]})
 
-    message = {"role": "assistant", "reasoning_content": None, "content": "".join(words(64)), "tool_calls": []}
+    message: dict[str, Any] = {
+        "role": "assistant",
+        "reasoning_content": None,
+        "content": "".join(words(64)),
+        "tool_calls": [],
+    }
     choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": "stop", "stop_reason": None}
     return Script(
         plain=answer({**identity, "object": "chat.completion", "choices": [choice], "usage": usage(64)}),
@@ -155,8 +160,7 @@ class Connection(asyncio.Protocol):
         self._timer: asyncio.Handle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is one by its methods only
 
     def data_received(self, data: bytes) -> None:
         try:

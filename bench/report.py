@@ -29,11 +29,14 @@ class Rounds:
 
 
 def median(rounds: Sequence[Figures], name: str) -> float:
-    return statistics.median(getattr(figures, name) for figures in rounds)
+    values: list[float] = [getattr(figures, name) for figures in rounds]
+    return statistics.median(values)
 
 
-def ratio(ours: float, theirs: float) -> float:
-    return ours / theirs if theirs > 0 else math.nan
+def ratios(ours: Sequence[Figures], theirs: Sequence[Figures]) -> list[float]:
+    """Of CPU, round by round: what was measured side by side had the same machine."""
+    pairs = zip(ours, theirs, strict=True)
+    return [a.cpu_us / b.cpu_us if b.cpu_us > 0 else math.nan for a, b in pairs]
 
 
 def shown(value: float, digits: int = 0) -> str:
@@ -73,17 +76,19 @@ def start_table(all_rounds: Sequence[Rounds]) -> str:
 
 
 def load_table(all_rounds: Sequence[Rounds]) -> str:
-    """Medians over the rounds; bad responses are added up."""
+    """Medians over the rounds, of the ratios too; bad responses are added up."""
     first = all_rounds[0]
     rows = [
-        ["", "CPU/req us", "req/s", "p50 ms", "p99 ms", "|"]
-        + ["CPU/chunk us", "TTFT p50 ms", "TTFT p99 ms", "gap p99 ms", "|"]
-        + ["RSS MiB", "bad", "|", f"{first.target.name}: req", "chunk"]
+        [
+            *("", "CPU/req us", "req/s", "p50 ms", "p99 ms", "|"),
+            *("CPU/chunk us", "TTFT p50 ms", "TTFT p99 ms", "gap p99 ms", "|"),
+            *("RSS MiB", "bad", "|", f"{first.target.name}/it: req", "chunk"),
+        ]
     ]
     for rounds in all_rounds:
         plain, stream = rounds.plain, rounds.stream
-        of_request = ratio(median(first.plain, "cpu_us"), median(plain, "cpu_us"))
-        of_chunk = ratio(median(first.stream, "cpu_us"), median(stream, "cpu_us"))
+        of_request = statistics.median(ratios(first.plain, plain))
+        of_chunk = statistics.median(ratios(first.stream, stream))
         rows.append(
             [
                 rounds.target.name,
@@ -100,8 +105,8 @@ def load_table(all_rounds: Sequence[Rounds]) -> str:
                 shown(median(stream, "memory_mb")),
                 str(rounds.bad),
                 "|",
-                f"{shown(of_request, 2)}x" if rounds is not first else "",
-                f"{shown(of_chunk, 2)}x" if rounds is not first else "",
+                shown(of_request, 2) if rounds is not first else "",
+                shown(of_chunk, 2) if rounds is not first else "",
             ]
         )
     return table(rows)
@@ -110,12 +115,12 @@ def load_table(all_rounds: Sequence[Rounds]) -> str:
 def spread(all_rounds: Sequence[Rounds]) -> str:
     """The ratios of each single round: how far they are apart tells how far to trust the median."""
     first = all_rounds[0]
-    rows = [["", "", "by round"]]
+    rows = [["ratio of CPU", "per", "by round"]]
     for rounds in all_rounds[1:]:
         if rounds.target.pid is None:
             continue
         for word, ours, theirs in (("req", first.plain, rounds.plain), ("chunk", first.stream, rounds.stream)):
-            each = [shown(ratio(a.cpu_us, b.cpu_us), 2) for a, b in zip(ours, theirs, strict=True)]
+            each = [shown(ratio, 2) for ratio in ratios(ours, theirs)]
             rows.append([f"{first.target.name} / {rounds.target.name}", word, " ".join(each)])
     return table(rows) if len(rows) > 1 else ""
 

@@ -27,7 +27,7 @@ def profile(target: Target, place: Path, *, connections: int, streams: int, even
         at_once = streams if stream else connections
         file = place / f"{word}.stacks"
         command = [spy, "record", "--pid", str(target.pid), "--duration", str(SECONDS), "--rate", str(_RATE)]
-        command += ["--native", "--format", "raw", "--output", str(file), "--nonblocking"]
+        command += ["--function", "--nonblocking", "--format", "raw", "--output", str(file)]
         with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as sampler:
             begun = time.perf_counter()
             while sampler.poll() is None and time.perf_counter() - begun < SECONDS + 2:
