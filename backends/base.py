@@ -9,7 +9,7 @@ Launcher   what a backend needs of whoever starts engines
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -99,6 +99,12 @@ class EventStream(ABC):
 
     @abstractmethod
     async def __anext__(self) -> bytes: ...
+
+    def pass_to(self, sink: Callable[[bytes], bool]) -> None:  # noqa: B027  # a short cut that need not be there
+        """From now on events may go to `sink` as they arrive, and not through the iteration, which goes on beside it.
+
+        A sink returns False for what it cannot take; that comes through the iteration, in its place.
+        """
 
     @abstractmethod
     def close(self) -> None:

@@ -9,6 +9,7 @@ taken. When the exchange ends, well or not, `_end` moves the rest over to the re
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import TYPE_CHECKING, cast
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
@@ -52,6 +53,7 @@ class Connection(asyncio.Protocol):
         self._reading = True
         self._writing = True
         self._keep_alive = False
+        self.sink: Callable[[bytes], bool] | None = None  # see Response.pass_to
         self._unsent: memoryview | None = None  # None: the body left with the head
         self.quiet = 0
         self.patience = pool.keep_alive_sweeps
@@ -70,6 +72,7 @@ class Connection(asyncio.Protocol):
         self._taken = 0
         self._room = pool.limits.header_bytes
         self._whole = False
+        self.sink = None
         self.quiet = 0
         self.patience = pool.first_byte_sweeps
         if self._transport is None:
@@ -167,7 +170,11 @@ class Connection(asyncio.Protocol):
         if self._taken > self._room:
             self._overflow(response)
         if self.chunks and self._waiter is not None and not self._whole:
-            self._wake()
+            if self.sink is not None and self.sink(self.chunks[0] if len(self.chunks) == 1 else b"".join(self.chunks)):
+                self.chunks.clear()
+                self._taken = 0
+            else:
+                self._wake()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
@@ -228,6 +235,7 @@ class Connection(asyncio.Protocol):
 
     def _end(self, error: TransportError | None) -> None:
         """The response has all it will ever get."""
+        self.sink = None
         response, self._response = self._response, None
         if response is None:
             return

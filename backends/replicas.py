@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import orjson
 
 from .base import Call, Endpoint, EventStream, Launcher, Reply
+from .dialects.seam import PLAIN, Dialect, ReplyRepair, unsupported_endpoint
 from .engine_errors import engine_error
-from .errors import ConnectFailed, Disconnected, TransportError, Unavailable
+from .errors import ConnectFailed, Disconnected, MalformedResponse, TransportError, Unavailable
 from .sse import EventFilter, usage_of
 from .transport import Limits, Pool, Response, Timeouts
 
@@ -20,9 +21,6 @@ COOL_DOWN_S = 5.0
 
 RESENDS = 1
 """A request that an engine took and died on is tried once more elsewhere: not on every replica, it may be its cause."""
-
-LINGER_S = 0.05
-"""After `[DONE]`, how long the engine has to end its body: clients wait for ours to end."""
 
 _ASK_FOR_USAGE = b',"stream_options":{"include_usage":true}}'
 
@@ -47,7 +45,9 @@ class Replica:
 class ReplicaBackend:
     """All replicas of one model.
 
-    wait_s   how long a request waits for a replica to become ready
+    dialect            of the engine: what the call and its answer need to be OpenAI's
+    drop_unsupported   leave out what the engine cannot do, instead of refusing the request
+    wait_s             how long a request waits for a replica to become ready
     """
 
     def __init__(
@@ -55,12 +55,16 @@ class ReplicaBackend:
         model: str,
         launcher: Launcher,
         *,
+        dialect: Dialect = PLAIN,
+        drop_unsupported: bool = False,
         wait_s: float = 300.0,
         timeouts: Timeouts | None = None,
         limits: Limits | None = None,
     ) -> None:
         self._model = model
         self._launcher = launcher
+        self._dialect = dialect
+        self._drop_unsupported = drop_unsupported
         self._wait_s = wait_s
         self._timeouts = timeouts or Timeouts()
         self._limits = limits or Limits()
@@ -70,7 +74,11 @@ class ReplicaBackend:
         self._turn = 0
 
     async def run(self, call: Call) -> Reply | EventStream:
-        """Answer on the replica with the fewest requests in flight."""
+        """Answer on the replica with the fewest requests in flight. Raises `InvalidRequest` for what it cannot do."""
+        dialect = self._dialect
+        if call.path not in dialect.paths:
+            raise unsupported_endpoint(call.path)
+        sent = call if dialect.prepare is None else dialect.prepare(call, self._drop_unsupported)
         refused: set[str] = set()
         resends = 0
         deadline: float | None = None
@@ -84,7 +92,7 @@ class ReplicaBackend:
                 refused.clear()
                 continue
             try:
-                return await self._ask(replica, call)
+                return await self._ask(replica, call, sent)
             except ConnectFailed as error:
                 failure = error
                 replica.cool_until = time.monotonic() + COOL_DOWN_S
@@ -95,20 +103,32 @@ class ReplicaBackend:
                 resends += 1
             refused.add(replica.endpoint.replica_id)
 
-    async def _ask(self, replica: Replica, call: Call) -> Reply | EventStream:
-        """One attempt. The replica's slot is given back when the answer is whole; a stream takes it over."""
+    async def _ask(self, replica: Replica, call: Call, sent: Call) -> Reply | EventStream:
+        """One attempt at `sent`, which is what the engine shall get for `call`.
+
+        The replica's slot is given back when the answer is whole; a stream takes it over.
+        """
         replica.in_flight += 1
         handed_over = False
+        dialect = self._dialect
         try:
-            body, shows_usage = outgoing(call)
-            headers = b"%sx-request-id: %s\r\n" % (replica.headers, call.id.encode())
-            response = await replica.pool.request(b"POST", call.path.encode(), headers, body)
+            body, shows_usage = outgoing(sent)
+            headers = b"%scontent-type: %s\r\nx-request-id: %s\r\n" % (
+                replica.headers,
+                sent.content_type,
+                call.id.encode(),
+            )
+            response = await replica.pool.request(b"POST", sent.path.encode(), headers, body)
             if call.stream and response.status == 200 and b"event-stream" in response.content_type:
+                repair = None if dialect.repair_chunks is None else dialect.repair_chunks(call)
+                events = EventFilter(forward_usage=shows_usage, repair=repair)
                 handed_over = True
-                return EngineStream(replica, response, EventFilter(forward_usage=shows_usage))
+                return EngineStream(replica, response, events)
             answer = await response.read()
             if response.status >= 300:
                 raise engine_error(response.status, answer, response.header(b"retry-after"))
+            if dialect.repair_reply is not None and (mend := dialect.repair_reply(call)) is not None:
+                answer = mended(answer, mend)
             return Reply(response.status, response.content_type, answer, usage_of(answer), replica.endpoint.replica_id)
         finally:
             if not handed_over:
@@ -157,9 +177,7 @@ class ReplicaBackend:
         self._leaving = [replica for replica in self._leaving if replica.in_flight]
 
     def _open(self, endpoint: Endpoint) -> Replica:
-        headers = b"content-type: application/json\r\n"
-        if endpoint.api_key:
-            headers += b"authorization: Bearer %s\r\n" % endpoint.api_key.encode()
+        headers = b"authorization: Bearer %s\r\n" % endpoint.api_key.encode() if endpoint.api_key else b""
         pool = Pool(endpoint.host, endpoint.port, timeouts=self._timeouts, limits=self._limits)
         return Replica(endpoint, pool, headers)
 
@@ -193,7 +211,7 @@ def outgoing(call: Call) -> tuple[bytes, bool]:
     The gateway counts the tokens of every stream, so it asks for the usage chunk where the client did not. That is
     spliced into the client's own bytes: `raw` is a JSON object, so its last byte but white space is a brace.
     """
-    if not call.stream:
+    if not call.stream or call.content_type != b"application/json":
         return call.raw, True
     options = call.body.get("stream_options")
     if options is None and "stream_options" not in call.body:
@@ -201,6 +219,14 @@ def outgoing(call: Call) -> tuple[bytes, bool]:
     if isinstance(options, dict) and options.get("include_usage") is True:
         return call.raw, True
     return orjson.dumps({**call.body, "stream_options": {**(options or {}), "include_usage": True}}), False
+
+
+def mended(answer: bytes, repair: ReplyRepair) -> bytes:
+    """An engine's reply as OpenAI's. Raises `MalformedResponse` for one of a shape that the engine does not have."""
+    try:
+        return orjson.dumps(repair(orjson.loads(answer)))
+    except (AttributeError, LookupError, TypeError, ValueError):  # JSONDecodeError is a ValueError
+        raise MalformedResponse("The engine's answer has an unknown shape.") from None
 
 
 class EngineStream(EventStream):
@@ -220,18 +246,14 @@ class EngineStream(EventStream):
             if out := events.feed(data):
                 return out
         if events.over:
-            await self._drain()
+            self._response.finish()  # an engine may leave its body open; clients wait for the end of ours
         elif out := events.end():
             return out
         raise StopAsyncIteration
 
-    async def _drain(self) -> None:
-        """Nothing more is to be said. The end of the body follows at once, and then the connection can be used again;
-        an engine that leaves its body open is not waited for."""
-        with contextlib.suppress(TimeoutError, TransportError):
-            async with asyncio.timeout(LINGER_S):
-                while await self._response.next():
-                    pass
+    def pass_to(self, sink: Callable[[bytes], bool]) -> None:
+        passes = self._filter.passes
+        self._response.pass_to(lambda data: passes(data) and sink(data))
 
     def close(self) -> None:
         if self._replica is not None:

@@ -7,7 +7,8 @@ dies of them, and the gateway sends keep-alives of its own), other line ends bec
 not depend on how the network cut what the engine sent.
 
 Only events that hold `"usage"` or `"error"` are parsed. Inside a JSON string these quotes are escaped, so text about
-usage is not taken for it.
+usage is not taken for it. A stream that its engine's dialect has to repair is another matter: there each event is
+parsed, repaired and written anew, and then usage is where OpenAI has it, too: `null` but in one chunk without choices.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 import orjson
 
 from .base import Usage
+from .dialects.seam import ChunkRepair
 from .engine_errors import engine_error
 from .errors import Disconnected, GatewayError, MalformedResponse
 
@@ -36,20 +38,22 @@ class EventFilter:
     """One stream.
 
     forward_usage   the client asked for the usage chunk; the gateway itself always asks
+    repair          of each chunk, None where the engine's are right
     usage           the last usage the engine reported, None until then
     done            `[DONE]` has passed
     failure         the error event that was passed on, or made by `end`; nothing follows it
     """
 
-    __slots__ = ("_after_cr", "_forward_usage", "_pending", "_plain", "done", "failure", "usage")
+    __slots__ = ("_after_cr", "_forward_usage", "_pending", "_plain", "_repair", "done", "failure", "usage")
 
-    def __init__(self, *, forward_usage: bool) -> None:
+    def __init__(self, *, forward_usage: bool, repair: ChunkRepair | None = None) -> None:
         self.usage: Usage | None = None
         self.done = False
         self.failure: GatewayError | None = None
         self._forward_usage = forward_usage
         self._pending = bytearray()
-        self._plain = True  # nothing pending, not over: what is right may pass at once
+        self._repair = repair
+        self._plain = repair is None  # and nothing pending, not over: what is right may pass at once
         self._after_cr = False
 
     @property
@@ -59,9 +63,11 @@ class EventFilter:
 
     def feed(self, data: bytes) -> bytes:
         """Whole events, b"" if none is ready. Raises `MalformedResponse` for an event without end."""
-        if self._plain and _is_right(data):
-            return data
-        return self._mend(data)
+        return data if self.passes(data) else self._mend(data)
+
+    def passes(self, data: bytes) -> bool:
+        """`feed` would return the same object."""
+        return self._plain and _is_right(data)
 
     def end(self) -> bytes:
         """The engine's body has ended. A part of an event is dropped; an end that was not announced is an error."""
@@ -97,6 +103,8 @@ class EventFilter:
         if end < len(data):
             pending += data[end:]
             data = data[:end]
+        if self._repair is not None:
+            return self._each(data)
         self._plain = not pending
         return data if _is_right(data) else self._each(data)
 
@@ -137,11 +145,13 @@ class EventFilter:
         if payload == b"[DONE]":
             self.done = True
             return DONE
+        if self._repair is not None:
+            return self._looked_at(payload, is_error, self._repair)
         if is_error or b'"error"' in payload or _has_usage(payload) or not payload.startswith(b"{"):
-            return self._looked_at(payload, is_error)
+            return self._looked_at(payload, is_error, None)
         return _rendered(payload)
 
-    def _looked_at(self, payload: bytes, is_error: bool) -> bytes:
+    def _looked_at(self, payload: bytes, is_error: bool, repair: ChunkRepair | None) -> bytes:
         try:
             chunk = orjson.loads(payload)
         except orjson.JSONDecodeError:
@@ -150,15 +160,33 @@ class EventFilter:
             self.failure = engine_error(200, payload)
             return error_event(self.failure)
         usage = _usage(chunk.get("usage"))
+        if usage is not None:
+            self.usage = usage
+        if repair is not None:
+            try:
+                return b"".join([self._with_usage_apart(part) for part in repair(chunk)])
+            except (AttributeError, LookupError, TypeError, ValueError):
+                raise MalformedResponse("The engine sent a chunk of an unknown shape.") from None
         if usage is None:
             return _rendered(payload)
-        self.usage = usage
         if self._forward_usage:
             return _rendered(payload)
         if not chunk.get("choices"):
             return b""
         del chunk["usage"]
         return _rendered(orjson.dumps(chunk))
+
+    def _with_usage_apart(self, chunk: dict[str, Any]) -> bytes:
+        """A repaired chunk. Its usage goes into a chunk of its own, or nowhere if the client did not ask."""
+        usage = chunk.pop("usage", None)
+        if not self._forward_usage:
+            return b"data: %s\n\n" % orjson.dumps(chunk) if chunk.get("choices") or usage is None else b""
+        if usage is None:
+            return b"data: %s\n\n" % orjson.dumps({**chunk, "usage": None})
+        apart = b"data: %s\n\n" % orjson.dumps({**chunk, "choices": [], "usage": usage})
+        if not chunk.get("choices"):
+            return apart
+        return b"data: %s\n\n" % orjson.dumps({**chunk, "usage": None}) + apart
 
 
 def _is_right(data: bytes) -> bool:

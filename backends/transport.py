@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from .connection import Connection
@@ -223,6 +224,14 @@ class Response:
         if self.error is not None:
             raise self.error
         return b""
+
+    def pass_to(self, sink: Callable[[bytes], bool]) -> None:
+        """From now on what arrives while `next` waits is offered to `sink` first, without waking who waits.
+
+        True: it has taken it. False: `next` returns it, as if there were no sink. So the order is kept.
+        """
+        if self.connection is not None:
+            self.connection.sink = sink
 
     async def read(self) -> bytes:
         """The whole body, or what is left of it. Does not suspend if all of it is there. Raises as `next` does."""

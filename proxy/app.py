@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -14,9 +14,12 @@ from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 from structlog.typing import FilteringBoundLogger
 
+from backends.base import Backend
 from backends.base import Launcher as EngineSource
+from backends.compose import Options, backend_for
+from backends.dialects import DIALECTS, PLAIN
+from backends.fallback import with_fallbacks
 from backends.fixed import FixedEndpoint, FixedEndpoints
-from backends.replicas import ReplicaBackend
 from backends.transport import Timeouts
 from slurm_launcher.cluster import Cluster, JobComment, Submission
 from slurm_launcher.commands import directives
@@ -28,27 +31,34 @@ from slurm_launcher.spec import ModelSpec, Secrets, Site
 from slurm_launcher.store import ReplicaStore
 
 from .accounting import Accounting
+from .anthropic_errors import AnthropicErrors
 from .auth import Authentication, KeyRing
 from .bodies import BodyReader
 from .config import Config, ConfigError, Model
 from .dispatch import Dispatcher
 from .keys import KeyStore
-from .logging import LineWriter
+from .logging import LineWriter, RequestsLog
 from .metrics import Metrics
 from .middleware import Edge
+from .providers import foreign_backends, links_of
 from .registry import Entry, Registry
-from .routes import chat, completions, embeddings
+from .routes import audio, chat, completions, embeddings, rerank, tokenize
 from .routes.health import Health, Ready, ShowMetrics
 from .routes.inference import Inference
 from .routes.internal import Reports
+from .routes.messages import CountTokens, CreateMessage
 from .routes.models import ListModels, ShowModel
+from .routes.responses import CancelResponse, CreateResponse, InputItems, StoredResponse
 from .state import StateDir
+from .stored_responses import StoredResponses
+from .writer import writer_for
 
 SIGNAL_LEAD_S = 120
 """Slurm warns the agent this long before the wall time (and may do so up to a minute early)."""
 
 FLUSH_S = 0.25
 HOUSEKEEPING_S = 1.0
+SWEEP_S = 3600.0
 
 
 def site_of(config: Config, state: StateDir, gateway_url: str) -> Site:
@@ -116,6 +126,20 @@ class Builder:
         )
 
 
+class Shortcut:
+    """POST to a path without parameters goes to its endpoint by one look into a table, the rest to Starlette."""
+
+    def __init__(self, router: Router, routes: Sequence[Route]) -> None:
+        self._router = router
+        self._posts = {
+            route.path: route.app for route in routes if route.methods == {"POST"} and not route.param_convertors
+        }
+
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        app = self._posts.get(scope["path"]) if scope["method"] == "POST" else None
+        return (app or self._router)(scope, receive, send)
+
+
 class Gateway:
     """A whole gateway without its socket: an ASGI app with a start and a stop.
 
@@ -156,33 +180,61 @@ class Gateway:
             pace=Pace(config.launcher.poll_busy_s, config.launcher.poll_calm_s, min(2.0, config.launcher.poll_busy_s)),
         )
         self.sources: dict[str, EngineSource] = {}
-        self.backends: dict[str, ReplicaBackend] = {}
+        self.backends: dict[str, Backend] = foreign_backends(config.models)
         for name, model in config.models.items():
+            if name in self.backends:
+                continue
             source = self.sources[name] = fixed(model) if model.urls else self.launcher
             times = model.timeouts
-            self.backends[name] = ReplicaBackend(
+            self.backends[name] = backend_for(
                 name,
                 source,
+                model.engine,
+                options=Options(
+                    drop_unsupported=model.drop_unsupported,
+                    matryoshka=model.matryoshka,
+                    own_vocabulary=model.own_vocabulary,
+                    max_inputs=model.max_inputs,
+                ),
                 wait_s=times.replica_wait_s,
                 timeouts=Timeouts(times.connect_s, times.first_byte_s, times.idle_s),
             )
         now = int(time.time())
-        registry = Registry(Entry(name, backend, now) for name, backend in self.backends.items())
+        served = with_fallbacks(self.backends, links_of(config.models))
+        registry = Registry(Entry(name, served[name], now) for name in config.models)
+        self._responses = StoredResponses(engine)
         bodies = BodyReader(config.server.max_body_mb * 1024 * 1024)
         self._app = self._stack(registry, Dispatcher(registry, self._accounting), bodies)
         self._tasks: list[asyncio.Task[None]] = []
 
     def _stack(self, registry: Registry, dispatcher: Dispatcher, bodies: BodyReader) -> ASGIApp:
         """Routes in the order in which they are tried, and what stands around them, innermost first."""
+
+        def serves(model: str, path: str) -> bool:
+            """Whether the model's engine has an endpoint by itself; a stand-in may lack it, so not with fallbacks."""
+            registry.find(model)
+            known = self.config.models[model]
+            return bool(known.engine) and not known.fallbacks and path in DIALECTS.get(known.engine, PLAIN).paths
+
         routes = [
             *(
-                Route(path, Inference(path, check, dispatcher, bodies, quiet), methods=["POST"])
-                for path, check, quiet in (
-                    (chat.PATH, chat.check, chat.QUIET_CHOICE),
-                    (completions.PATH, completions.check, completions.QUIET_CHOICE),
-                    (embeddings.PATH, embeddings.check, None),
+                Route(at, Inference(path, check, dispatcher, bodies, quiet), methods=["POST"])
+                for at, path, check, quiet in (
+                    (chat.PATH, chat.PATH, chat.check, chat.QUIET_CHOICE),
+                    (completions.PATH, completions.PATH, completions.check, completions.QUIET_CHOICE),
+                    (embeddings.PATH, embeddings.PATH, embeddings.check, None),
+                    (rerank.PATH, rerank.PATH, rerank.check, None),
+                    *((also, rerank.PATH, rerank.check, None) for also in rerank.ALSO_AT),
+                    (tokenize.PATH, tokenize.PATH, tokenize.check, None),
                 )
             ),
+            Route(audio.PATH, audio.Transcriptions(dispatcher, bodies), methods=["POST"]),
+            Route(CreateResponse.path, CreateResponse(dispatcher, bodies, self._responses, serves), methods=["POST"]),
+            Route(StoredResponse.path, StoredResponse(self._responses), methods=["GET", "DELETE"]),
+            Route(CancelResponse.path, CancelResponse(self._responses), methods=["POST"]),
+            Route(InputItems.path, InputItems(self._responses), methods=["GET"]),
+            Route(CreateMessage.path, CreateMessage(dispatcher, bodies, serves), methods=["POST"]),
+            Route(CountTokens.path, CountTokens(dispatcher, bodies, serves), methods=["POST"]),
             Route(ListModels.path, ListModels(registry), methods=["GET"]),
             Route(ShowModel.path, ShowModel(registry), methods=["GET"]),
             Route(Health.path, Health(), methods=["GET"]),
@@ -190,13 +242,13 @@ class Gateway:
             Route(ShowMetrics.path, ShowMetrics(self._metrics), methods=["GET"]),
             Route(Reports.path, Reports(self.launcher, bodies), methods=["POST"]),
         ]
-        app: ASGIApp = Router(routes, redirect_slashes=False)
+        app: ASGIApp = Shortcut(Router(routes, redirect_slashes=False), routes)
         app = Authentication(app, self._keys)
-        return Edge(app, self.log, self._metrics)
+        return AnthropicErrors(Edge(app, self.log, RequestsLog(self._lines), self._metrics))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         scope["app"] = self  # Starlette's router then raises its 404 and 405, which Edge translates
-        await self._app(scope, receive, send)
+        await self._app(scope, receive, writer_for(scope, send))
 
     # -- life ---------------------------------------------------------------------------------------------------------
 
@@ -229,11 +281,15 @@ class Gateway:
             self._lines.flush()
 
     async def _keep_house(self) -> None:
+        sweep_at = 0.0
         while True:
             await asyncio.sleep(HOUSEKEEPING_S)
             try:
                 await asyncio.to_thread(self._keys.refresh)
                 await self._write_usage()
+                if time.monotonic() >= sweep_at:
+                    sweep_at = time.monotonic() + SWEEP_S
+                    await asyncio.to_thread(self._responses.sweep)
             except Exception:  # the database may be locked or full for a while; usage is kept for the next time
                 self.log.exception("housekeeping_failed")
 
@@ -252,8 +308,10 @@ class Gateway:
         return not self._keys.open
 
     def endpoints(self) -> Mapping[str, int]:
-        """Replicas that take requests, by model."""
-        return {name: len(source.endpoints(name)) for name, source in self.sources.items()}
+        """Replicas that take requests, by model. What runs elsewhere counts as one: nobody can tell before asking."""
+        return {
+            name: len(self.sources[name].endpoints(name)) if name in self.sources else 1 for name in self.config.models
+        }
 
     def _in_flight(self, replica_id: str) -> int:
         return sum(backend.in_flight(replica_id) for backend in self.backends.values())

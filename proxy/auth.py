@@ -1,4 +1,4 @@
-"""Who asks: the `Authorization` header -> a key's id, checked in memory."""
+"""Who asks: the `Authorization` header, or Anthropic's `x-api-key`, -> a key's id, checked in memory."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from .keys import KeyStore, digest
 from .record import record_of
 
 _BEARER = b"bearer "
+GUARDED = ("/v1/", "/rerank", "/tokenize")
 
 
 class KeyRing:
@@ -50,18 +51,20 @@ class KeyRing:
 
 
 class Authentication:
-    """Guards everything under `/v1/`. Health and metrics are open; agents have tokens of their own."""
+    """Guards what asks models. Health and metrics are open; agents have tokens of their own."""
 
     def __init__(self, app: ASGIApp, ring: KeyRing) -> None:
         self._app = app
         self._ring = ring
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["path"].startswith("/v1/"):
+        if scope["path"].startswith(GUARDED):
             authorization = None
             for name, value in scope["headers"]:
                 if name == b"authorization":
                     authorization = value
                     break
+                if name == b"x-api-key":  # Anthropic's SDK; where both are sent, `Authorization` counts
+                    authorization = authorization or b"Bearer " + value
             record_of(scope).key_id = self._ring.key_id(authorization)
         await self._app(scope, receive, send)

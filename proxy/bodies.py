@@ -1,7 +1,14 @@
-"""Reading a request's body: whole, within a size."""
+"""Reading a request's body: whole, within a size; and as JSON, or telling why it is none.
+
+Whatever parses is taken, whatever its content-type says: curl's default is a form. What a header says of the body is
+only looked at when the body does not parse, so that it costs nothing.
+"""
 
 from __future__ import annotations
 
+import codecs
+from collections.abc import Iterable
+from types import MappingProxyType
 from typing import Any
 
 import orjson
@@ -53,14 +60,24 @@ class BodyReader:
         return RequestTooLarge(f"The request's body is larger than {self._limit} bytes, the limit here.")
 
 
+class NotJson(InvalidRequest):
+    """The body cannot be parsed; Edge asks `why_not_json` before it tells."""
+
+    code = "invalid_json"
+
+
+class UnsupportedMedia(InvalidRequest):
+    status = 415
+    code = "unsupported_media_type"
+    headers = MappingProxyType({b"accept": b"application/json", b"accept-encoding": b"identity"})
+
+
 def parse_object(raw: bytes) -> dict[str, Any]:
     """The JSON object in a body. Raises `InvalidRequest`."""
     try:
         body = orjson.loads(raw)
     except orjson.JSONDecodeError as error:
-        # the position only: the parser's own message may quote the text around it
-        place = f" (line {error.lineno}, column {error.colno})" if raw else ": it is empty"
-        raise InvalidRequest(f"We could not parse the JSON body of your request{place}.", code="invalid_json") from None
+        raise NotJson(f"We could not parse the JSON body of your request{_place(raw, error)}.") from None
     if not isinstance(body, dict):
         raise InvalidRequest(
             f"Invalid type for the request's body: expected an object, but got {kind_of(body)} instead.",
@@ -68,6 +85,38 @@ def parse_object(raw: bytes) -> dict[str, Any]:
         )
     return body
 
+
+def _place(raw: bytes, error: orjson.JSONDecodeError) -> str:
+    """Where it goes wrong. The position only: the parser's own message may quote the text around it."""
+    if not raw:
+        return ": it is empty"
+    if raw.startswith(codecs.BOM_UTF8):
+        return ": it begins with a byte order mark, which JSON does not have"
+    try:
+        raw.decode()
+    except UnicodeDecodeError as wrong:
+        return f": it is not UTF-8 (byte {wrong.start})"
+    return f" (line {error.lineno}, column {error.colno})"
+
+
+def why_not_json(error: NotJson, headers: Iterable[tuple[bytes, bytes]]) -> InvalidRequest:
+    """A better error where the request's headers explain why its body does not parse."""
+    fields = dict(headers)
+    coding = fields.get(b"content-encoding", b"identity").strip().lower()
+    if coding not in (b"", b"identity"):
+        return UnsupportedMedia("Request bodies are taken as they are: send yours without a content-encoding.")
+    kind, *parameters = fields.get(b"content-type", b"").lower().split(b";")
+    kind = kind.strip()
+    charsets = [p.partition(b"=")[2].strip(b' "') for p in parameters if p.strip().startswith(b"charset")]
+    if any(charset not in (b"utf-8", b"utf8", b"us-ascii") for charset in charsets):
+        return UnsupportedMedia("JSON is UTF-8: send your body so, without another charset in its content-type.")
+    if kind and kind not in _TAKEN and not kind.endswith(b"+json"):
+        return UnsupportedMedia(f"{error.message} Its content-type is not application/json.")
+    return error
+
+
+_TAKEN = (b"application/json", b"text/json", b"text/plain", b"application/x-www-form-urlencoded")
+"""Said of bodies that are meant to be JSON. The last is what curl says by default."""
 
 _KINDS: dict[type, str] = {
     type(None): "null",

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from slurm_launcher.engines import ENGINES
+from slurm_launcher.plugins import PluginError, install_engines
 from slurm_launcher.runtimes import RUNTIMES
 from slurm_launcher.spec import ModelSpec, Resources
 
@@ -66,6 +67,25 @@ def check_engine_url(url: str) -> str:
     return url
 
 
+def check_api_base(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.query:
+        raise ValueError("expected http://HOST... or https://HOST...")
+    return url
+
+
+def check_hosted(name: str) -> str:
+    provider, _, model = name.partition("/")
+    if not re.fullmatch(r"[a-z0-9_-]+", provider) or not model or re.search(r"\s", model):
+        raise ValueError("expected PROVIDER/MODEL as litellm names them, such as 'openai/gpt-4o-mini'")
+    return name
+
+
+def parse_fallback(given: Any) -> Any:
+    """A name alone means: for every reason."""
+    return {"model": given} if isinstance(given, str) else given
+
+
 def one_of(names: Mapping[str, object]) -> AfterValidator:
     def check(name: str) -> str:
         if name not in names:
@@ -78,6 +98,8 @@ def one_of(names: Mapping[str, object]) -> AfterValidator:
 TimeLimit = Annotated[int, BeforeValidator(parse_time_limit)]
 Memory = Annotated[int, BeforeValidator(parse_memory)]
 EngineUrl = Annotated[str, AfterValidator(check_engine_url)]
+ApiBase = Annotated[str, AfterValidator(check_api_base)]
+Hosted = Annotated[str, AfterValidator(check_hosted)]
 Seconds = Annotated[float, Field(gt=0)]
 
 
@@ -140,12 +162,45 @@ class SlurmSection(Section):
     extra: tuple[Annotated[str, Field(pattern=r"^--?[^\n]+$")], ...] = Field((), strict=False)
 
 
+class Fallback(Section):
+    model: str
+    """Another model of this configuration."""
+    on: tuple[Literal["unavailable", "overloaded", "context"], ...] = Field(
+        ("unavailable", "overloaded", "context"), strict=False, min_length=1
+    )
+
+
+_OF_ENGINES = frozenset(
+    {"engine", "task", "runtime", "image", "command", "arguments", "environment", "binds", "prologue", "replicas",
+     "start_timeout_s", "drain_timeout_s", "slurm"}
+)  # fmt: skip
+
+
 class Model(Section):
-    engine: Annotated[str, one_of(ENGINES)]
+    """One model, answered for by one of: engines to launch (`source`), engines that run already (`urls`), a provider
+    (`hosted`), a plugin (`backend`)."""
+
+    engine: Annotated[str, one_of(ENGINES)] = ""
+    hosted: Hosted | None = None
+    api_base: ApiBase | None = None
+    """With `hosted`: another address than the provider's own."""
+    backend: str | None = Field(None, min_length=1)
+    """The name of a plugin's backend, an entry point of the group `slurmgate.backends`."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """With `backend`: whatever the plugin takes."""
+    fallbacks: tuple[Annotated[Fallback, BeforeValidator(parse_fallback)], ...] = Field((), strict=False)
+    drop_unsupported: bool = False
+    """Leave out what the engine or provider cannot do instead of refusing the request."""
+    matryoshka: bool = False
+    """Embeddings may be cut to the `dimensions` of a request."""
+    own_vocabulary: bool = False
+    """Token ids to embed are of the engine's own vocabulary, not of OpenAI's cl100k_base."""
+    max_inputs: int | None = Field(None, ge=1)
+    """Texts that the engine takes at once to embed or rank, where it is not the engine's default."""
     source: str | None = None
     urls: tuple[EngineUrl, ...] = Field((), strict=False)
     api_key_env: str | None = None
-    """With `urls`: the environment variable that holds the engines' key."""
+    """With `urls` or `hosted`: the environment variable that holds the engines' or the provider's key."""
     task: Literal["generate", "embed"] = "generate"
     runtime: Annotated[str, one_of(RUNTIMES)] = "none"
     image: str | None = None
@@ -163,14 +218,26 @@ class Model(Section):
 
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> Model:
-        if bool(self.urls) == bool(self.source):
-            raise ValueError("expected either `source` (an engine to launch) or `urls` (engines that run already)")
+        ways = [name for name in ("source", "urls", "hosted", "backend") if getattr(self, name)]
+        if len(ways) != 1:
+            raise ValueError(
+                "expected either `source` (an engine to launch), `urls` (engines that run already), `hosted` (a "
+                f"provider's model) or `backend` (a plugin's); found {' and '.join(ways) or 'none of them'}"
+            )
+        if ways[0] in ("hosted", "backend"):
+            if foreign := sorted(_OF_ENGINES & self.model_fields_set):
+                raise ValueError(f"expected no `{foreign[0]}` with `{ways[0]}`: there is no engine of ours")
+        elif not self.engine:
+            raise ValueError(f"expected `engine`, one of: {', '.join(sorted(ENGINES))}")
+        for key, way in (("api_base", "hosted"), ("options", "backend")):
+            if getattr(self, key) and ways[0] != way:
+                raise ValueError(f"expected `{key}` only with `{way}`")
         if self.source and self.runtime != "none" and not self.image:
             raise ValueError(f"expected `image`, the container image, since runtime is {self.runtime!r}")
-        if self.task == "embed" and not ENGINES[self.engine].embeds:
+        if self.engine and self.task == "embed" and not ENGINES[self.engine].embeds:
             raise ValueError(f"expected task = 'generate': {self.engine} does not serve embeddings")
-        if self.api_key_env and not self.urls:
-            raise ValueError("expected `api_key_env` only with `urls`: launched engines get keys of their own")
+        if self.api_key_env and not (self.urls or self.hosted):
+            raise ValueError("expected `api_key_env` only with `urls` or `hosted`: other engines get keys of ours")
         return self
 
 
@@ -239,6 +306,10 @@ def load(path: Path) -> Config:
 def parse(text: str, source: str = "configuration") -> Config:
     """The configuration in a TOML text. `[defaults]` fills in what a model leaves out. Raises `ConfigError`."""
     try:
+        install_engines()
+    except PluginError as error:
+        raise ConfigError(source, [str(error)]) from error
+    try:
         document = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(source, [f"is not TOML: {error}"]) from None
@@ -246,14 +317,42 @@ def parse(text: str, source: str = "configuration") -> Config:
     models = document.get("models")
     if isinstance(models, dict) and isinstance(defaults, dict):
         document["models"] = {
-            name: _over(defaults, model) if isinstance(model, dict) and "urls" not in model else model
+            name: _over(defaults, model) if isinstance(model, dict) and not _RUN_ELSEWHERE & model.keys() else model
             for name, model in models.items()
         }
     try:
-        return Config.model_validate(document)
+        config = Config.model_validate(document)
     except ValidationError as error:
         defaulted = defaults if isinstance(defaults, dict) else {}
         raise ConfigError(source, list(dict.fromkeys(_mistakes(error, defaulted, models)))) from None
+    if wrong := list(_wrong_fallbacks(config.models)):
+        raise ConfigError(source, wrong)
+    return config
+
+
+_RUN_ELSEWHERE = {"urls", "hosted", "backend"}
+"""A model with one of these has no engine of ours, which is what `[defaults]` is about."""
+
+
+def _wrong_fallbacks(models: Mapping[str, Model]) -> Iterator[str]:
+    """Names of no model, and ways that lead back to where they started."""
+    for name, model in models.items():
+        for number, fallback in enumerate(model.fallbacks):
+            path = path_of("models", name, "fallbacks", str(number))
+            if fallback.model not in models:
+                yield f"{path}: found {fallback.model!r}, expected one of the models: {', '.join(models)}"
+            elif way := _way(fallback.model, name, models, (name,)):
+                yield f"{path}: expected no circle, found {' -> '.join(way)}"
+
+
+def _way(start: str, goal: str, models: Mapping[str, Model], walked: tuple[str, ...]) -> tuple[str, ...]:
+    """The models from one to another, along fallbacks; () if none leads there."""
+    if start == goal:
+        return (*walked, goal)
+    if start in walked or start not in models:
+        return ()
+    ways = (_way(fallback.model, goal, models, (*walked, start)) for fallback in models[start].fallbacks)
+    return next((way for way in ways if way), ())
 
 
 def _over(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
@@ -307,11 +406,16 @@ def _path(location: list[str], defaults: Mapping[str, Any], models: Any) -> str:
             inherited = inherited.get(part) if isinstance(inherited, dict) else None
         if given is None and inherited is not None:
             location = ["defaults", *location[2:]]
-    return ".".join(part if re.fullmatch(r"[\w-]+", part) else f'"{part}"' for part in location) or "configuration"
+    return path_of(*location) or "configuration"
+
+
+def path_of(*keys: str) -> str:
+    """A key as one would write it in TOML."""
+    return ".".join(key if re.fullmatch(r"[\w-]+", key) else f'"{key}"' for key in keys)
 
 
 _SECTIONS: dict[str, type[Section]] = {"server": Server, "launcher": LauncherSection}
-_PARTS: dict[str, type[Section]] = {"slurm": SlurmSection, "timeouts": Timeouts}
+_PARTS: dict[str, type[Section]] = {"slurm": SlurmSection, "timeouts": Timeouts, "fallbacks": Fallback}
 
 
 def _suggestion(location: list[str]) -> str:

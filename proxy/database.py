@@ -1,4 +1,4 @@
-"""The gateway's database: SQLite in the state directory. Hard state (keys, usage) lives in tables made here.
+"""The gateway's database: SQLite in the state directory. Hard state (keys, usage, responses) lives in tables made here.
 
 Migrations are numbered lists of statements, applied in order: a table with one number is all that is needed to know
 where a database stands (see docs/decisions.md).
@@ -13,6 +13,7 @@ from sqlalchemy import (
     Column,
     Engine,
     Integer,
+    LargeBinary,
     MetaData,
     String,
     Table,
@@ -51,6 +52,28 @@ usage = Table(
     Column("completion_tokens", Integer, nullable=False),
 )
 
+stored_responses = Table(
+    "stored_responses",
+    metadata,
+    Column("id", String(80), primary_key=True),
+    Column("key_id", String(32), nullable=False),
+    Column("previous_id", String(80)),
+    Column("expires_at", Integer, nullable=False),
+    Column("response", LargeBinary, nullable=False),
+    Column("input", LargeBinary, nullable=False),
+)
+"""`response` is the object as the client got it, `input` the items of its own request: both JSON. What was said before
+is in the row of `previous_id`. Of one `key_id` only: "" where no key is needed."""
+
+stored_items = Table(
+    "stored_items",
+    metadata,
+    Column("key_id", String(32), primary_key=True),
+    Column("item_id", String(200), primary_key=True),
+    Column("response_id", String(80), nullable=False),
+)
+"""Which stored response holds an item."""
+
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
     (
         "CREATE TABLE keys (id VARCHAR(32) PRIMARY KEY, name VARCHAR(200) NOT NULL, hash VARCHAR(64) NOT NULL UNIQUE,"
@@ -58,6 +81,14 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "CREATE TABLE usage (day VARCHAR(10) NOT NULL, key_id VARCHAR(32) NOT NULL, model VARCHAR(200) NOT NULL,"
         " requests INTEGER NOT NULL, prompt_tokens INTEGER NOT NULL, completion_tokens INTEGER NOT NULL,"
         " PRIMARY KEY (day, key_id, model))",
+    ),
+    (
+        "CREATE TABLE stored_responses (id VARCHAR(80) PRIMARY KEY, key_id VARCHAR(32) NOT NULL,"
+        " previous_id VARCHAR(80), expires_at INTEGER NOT NULL, response BLOB NOT NULL, input BLOB NOT NULL)",
+        "CREATE INDEX stored_responses_expiry ON stored_responses (expires_at)",
+        "CREATE TABLE stored_items (key_id VARCHAR(32) NOT NULL, item_id VARCHAR(200) NOT NULL,"
+        " response_id VARCHAR(80) NOT NULL, PRIMARY KEY (key_id, item_id))",
+        "CREATE INDEX stored_items_response ON stored_items (response_id)",
     ),
 )
 """Never change one that has been released; append."""

@@ -37,6 +37,7 @@ class Answer:
         self._record.model = entry.name  # not before it is known: it becomes a label
         self._reply = await entry.backend.run(self._call)
         self._record.served_by = self._reply.served_by
+        self._record.model = self._reply.model or entry.name
         return self._reply
 
     async def __aexit__(

@@ -70,6 +70,18 @@ class _Bridge(logging.Handler):
         say(record.getMessage(), logger=record.name, **({"exc_info": record.exc_info} if record.exc_info else {}))
 
 
+class RequestsLog:
+    """The one line of each request, as structlog's chain would write it; the chain itself costs 6 us of 60."""
+
+    def __init__(self, writer: LineWriter) -> None:
+        self._writer = writer
+
+    def write(self, fields: dict[str, object]) -> None:
+        fields["level"] = "info"
+        fields["timestamp"] = datetime.now(UTC)
+        self._writer.msg(orjson.dumps(fields))
+
+
 def configure(descriptor: int = 2) -> tuple[FilteringBoundLogger, LineWriter]:
     """The program's log, and the writer to flush."""
     writer = LineWriter(descriptor)

@@ -12,8 +12,11 @@ from structlog.typing import FilteringBoundLogger
 
 from backends.errors import GatewayError, InvalidRequest, MethodNotAllowed, NotFound
 
+from .bodies import NotJson, why_not_json
 from .disconnects import ClientDisconnected
+from .logging import RequestsLog
 from .metrics import Metrics
+from .protocol import REFUSED
 from .record import Record, attach
 from .replies import send_error
 
@@ -22,18 +25,22 @@ CLIENT_CLOSED = 499
 """nginx's status for a client that left before its answer was whole: for log and metrics, nobody receives it."""
 
 
+async def answer_refused(scope: Scope, _receive: Receive, _send: Send) -> None:
+    """The app for what the connection would not take as a request (protocol.py). Raises what is wrong with it."""
+    raise scope[REFUSED]
+
+
 class Edge:
     """Everything that comes in passes here once, and everything that goes wrong ends here."""
 
-    def __init__(self, app: ASGIApp, log: FilteringBoundLogger, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, log: FilteringBoundLogger, requests: RequestsLog, metrics: Metrics) -> None:
         self._app = app
         self._log = log
+        self._requests = requests
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
+        app = self._app if scope["type"] == "http" else answer_refused
         record = Record(scope["method"], scope["path"])
         attach(scope, record)
         started = False
@@ -55,14 +62,18 @@ class Edge:
 
         self._metrics.in_flight += 1
         try:
-            await self._app(scope, receive, send_with_id)
+            await app(scope, receive, send_with_id)
         except ClientDisconnected:
-            record.status, record.error = CLIENT_CLOSED, "client_disconnected"
+            if (refused := scope.get(REFUSED)) is not None:  # the connection has told the client itself
+                record.status = refused.status
+                record.fail(refused)
+            else:
+                record.status, record.error = CLIENT_CLOSED, "client_disconnected"
         except asyncio.CancelledError:
             record.status, record.error = CLIENT_CLOSED, record.error or "cancelled"
             raise
         except Exception as problem:
-            error = self._as_ours(problem, record)
+            error = self._as_ours(problem, record, scope)
             record.fail(error)
             if started:  # too late to say it: a body that ends too early is all that is left
                 raise
@@ -71,16 +82,18 @@ class Edge:
             self._metrics.in_flight -= 1
             self._finish(record)
 
-    def _as_ours(self, problem: Exception, record: Record) -> GatewayError:
+    def _as_ours(self, problem: Exception, record: Record, scope: Scope) -> GatewayError:
         """Foreign exceptions become ours here. What we did not foresee is logged whole and shown as nothing."""
         match problem:
+            case NotJson():
+                return why_not_json(problem, scope["headers"])
             case GatewayError():
                 return problem
             case HTTPException(status_code=404):
-                return NotFound(f"Unknown request URL: {record.method} {record.path}.", code="unknown_url")
+                return NotFound(f"Unknown request URL: {record.method} {record.path[:200]}.", code="unknown_url")
             case HTTPException(status_code=405):
                 allow = (problem.headers or {}).get("Allow", "")
-                return MethodNotAllowed(f"Not allowed: {record.method} {record.path}.", allow=allow)
+                return MethodNotAllowed(f"Not allowed: {record.method} {record.path[:200]}.", allow=allow)
             case HTTPException():
                 return InvalidRequest(str(problem.detail))
             case _:
@@ -93,6 +106,7 @@ class Edge:
         if record.quiet and not record.error:
             return
         fields: dict[str, object] = {
+            "event": "request",
             "id": record.id,
             "method": record.method,
             "endpoint": record.endpoint,
@@ -111,4 +125,4 @@ class Edge:
             fields["error"] = record.error
         if record.detail:
             fields["detail"] = record.detail
-        self._log.info("request", **fields)
+        self._requests.write(fields)

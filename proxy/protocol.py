@@ -1,21 +1,57 @@
 """uvicorn's HTTP protocol with what a public server needs beyond it.
 
-- What is not HTTP gets an error in the OpenAI shape.
+- What is not HTTP, or is ambiguous HTTP, gets an error in the OpenAI shape: as an answer like any other, with its id,
+  its log line and its place behind the answers that are still owed (`Connection.refuse`).
+- A request's head has a limit, and so has what is neither head nor body.
 - A client that sends its request too slowly, head or body, is told so and let go (`Patience`).
 - Who answers a request can be called when its client goes: ASGI tells of it only to who keeps asking `receive`, which
   costs a task for each request. `connection_of(scope).on_gone` costs an assignment.
+
+llhttp, the parser below, is strict: doubled or contradicting lengths, folded lines, bare line ends and spaces before
+colons never come as far as this file. `_look_closer` judges what it leaves open; plain requests never enter it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, cast
 
+import httptools
+import orjson
 from starlette.types import Scope
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+
+from backends.errors import GatewayError, InvalidRequest
+
+from .record import record_of
+
+HEAD_LIMIT = 64 * 1024
+"""Bytes of a request's target and header fields together."""
+
+PIPELINE_LIMIT = 64
+"""Requests that a client may send ahead of its answers. Nobody does it but tools that measure or attack."""
+
+LINGER_S = 2.0
+"""A connection that was refused is read on, and what comes thrown away, for at most this long: to close over unread
+bytes makes the kernel reset the connection, and the client may never see the answer (RFC 9112, section 9.6)."""
+
+REFUSED = "slurmgate.refused"
+"""The type of an ASGI scope that is to be answered with the error under `scope[REFUSED]`."""
 
 _KEY = "slurmgate.connection"
+_ONCE = (b"host", b"authorization", b"x-api-key", b"content-type", b"content-encoding")
+
+
+class Refused(InvalidRequest):
+    """The request cannot be taken as HTTP, or not safely."""
+
+    def __init__(self, status: int, code: str, message: str) -> None:
+        super().__init__(message, code=code)
+        self.status = status
 
 
 class Connection(HttpToolsProtocol):
@@ -29,6 +65,11 @@ class Connection(HttpToolsProtocol):
         super().__init__(*args, **kwargs)
         self.on_gone: Callable[[], None] | None = None
         self.sending_since: float | None = None
+        self._sent_much = False  # more in one read than a head may have: heads are measured from then on
+        self._got_body = False
+        self._waste = 0  # bytes read for this request since the last that brought some of its body
+
+    # -- the connection -----------------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -36,43 +77,274 @@ class Connection(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
+        self._unset_keepalive_if_required()  # uvicorn leaves the timer, and with it all of this, after a reset
         on_gone, self.on_gone = self.on_gone, None
         if on_gone is not None:
             on_gone()
 
+    def data_received(self, data: bytes) -> None:
+        """Unlike uvicorn's this lets the keep-alive timer run until a request begins: stray bytes do not stop it."""
+        size = len(data)
+        if size > HEAD_LIMIT:
+            self._sent_much = True
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._after_upgrade(data[upgrade.args[0] :])
+        except httptools.HttpParserError as error:
+            self.refuse(_as_refusal(error))
+        if self.sending_since is not None:
+            self._not_whole_yet(size)
+
+    def _after_upgrade(self, rest: bytes) -> None:
+        """No protocol is changed to here. A server that does not know the other one answers as if it had not been asked
+        (RFC 9110, section 7.8: curl offers HTTP/2 this way). Two are refused: who wants a WebSocket could do nothing
+        with such an answer, and of a request with a body llhttp would take the body for the next request."""
+        fields = dict(self.scope["headers"])
+        if fields.get(b"upgrade", b"").lower() == b"websocket":
+            self.refuse(Refused(400, "unsupported_upgrade", "WebSockets are not served here."))
+        elif b"transfer-encoding" in fields or fields.get(b"content-length", b"0").strip(b"0"):
+            self.refuse(Refused(400, "unsupported_upgrade", "Send a request with a body without the header 'upgrade'."))
+        elif rest:
+            self.data_received(rest)
+
+    def _not_whole_yet(self, size: int) -> None:
+        """Endless heads, trailers and chunk extensions: the parser keeps what is not body, or takes it for ever."""
+        if self._got_body:
+            self._got_body = False
+            self._waste = 0
+            return
+        self._waste += size
+        if self._waste > 2 * HEAD_LIMIT:
+            self.refuse(_too_large() if self._in_head() else Refused(400, "invalid_http", "The body has no end."))
+
+    def _in_head(self) -> bool:
+        return not self.scope or "path" not in self.scope
+
+    # -- what the parser tells ----------------------------------------------------------------------------------------
+
     def on_message_begin(self) -> None:
+        self._unset_keepalive_if_required()
         super().on_message_begin()
         cast(dict[str, Any], self.scope)[_KEY] = self
-        if self.sending_since is None:
-            self.sending_since = self.loop.time()
+        self.sending_since = self.loop.time()
+        self._waste = 0
+
+    def on_headers_complete(self) -> None:
+        super().on_headers_complete()  # makes the task, which begins after this read
+        self._unset_keepalive_if_required()
+        headers = self.headers
+        fields = dict(headers)
+        if (
+            len(fields) != len(headers)
+            or b"host" not in fields
+            or b"transfer-encoding" in fields
+            or self._sent_much
+            or self.pipeline
+            or self.scope["http_version"] != "1.1"
+        ):
+            self._look_closer(fields)
+        self.headers = _NO_TRAILERS
+
+    def _look_closer(self, fields: dict[bytes, bytes]) -> None:
+        """Raises `Refused`. RFC 9112, sections 2.3, 3.2, 5 and 6.1."""
+        version = self.scope["http_version"]
+        if version not in ("1.1", "1.0"):
+            raise Refused(505, "http_version_not_supported", "HTTP/1.1 is spoken here.")
+        counts = Counter(name for name, _ in self.headers)
+        for name in _ONCE:
+            if counts[name] > 1:
+                raise Refused(400, "invalid_http", f"The header '{name.decode()}' is there more than once.")
+        if b"host" not in fields and version == "1.1":
+            raise Refused(400, "invalid_http", "The header 'host' is missing.")
+        coding = fields.get(b"transfer-encoding")
+        if coding is not None and (coding.lower() != b"chunked" or version == "1.0"):
+            raise Refused(400, "invalid_http", "The only transfer-encoding here is 'chunked', of HTTP/1.1.")
+        if len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers) > HEAD_LIMIT:
+            raise _too_large()
+        if len(self.pipeline) > PIPELINE_LIMIT:
+            raise Refused(400, "too_many_pipelined", f"More than {PIPELINE_LIMIT} requests wait for answers.")
+        if version == "1.0":
+            self.cycle.__class__ = OldCycle  # uvicorn makes the cycle and its task in one go
+
+    def on_body(self, body: bytes) -> None:
+        """As uvicorn's, less its questions about WebSockets."""
+        self._got_body = True
+        cycle = self.cycle
+        if cycle.response_complete:
+            return
+        cycle.body += body
+        if len(cycle.body) > HIGH_WATER_LIMIT:
+            self.flow.pause_reading()
+        cycle.message_event.set()
 
     def on_message_complete(self) -> None:
-        super().on_message_complete()
         self.sending_since = None
+        cycle = self.cycle
+        if not cycle.response_complete:
+            cycle.more_body = False
+            cycle.message_event.set()
 
-    def send_400_response(self, msg: str) -> None:
-        self._refuse(400, b"Bad Request", b"invalid_http", b"Invalid HTTP request received.")
+    # -- refusing -----------------------------------------------------------------------------------------------------
+
+    def refuse(self, error: GatewayError) -> None:
+        """Answer the request that is being read with an error, when it is its turn, and then close."""
+        if self.parser is _DEAF or self.transport.is_closing():
+            return
+        self.parser = _DEAF
+        self.sending_since = None
+        if self._in_head():
+            self._refuse_head(error)
+        elif not _begun(self.scope):
+            self._mark(self.scope, self.cycle, error)
+        elif self.cycle.response_started:
+            self.hang_up()
+        else:
+            self._refuse_body(error)
 
     def too_slow(self) -> None:
         """The request has not come in time. A connection that has sent nothing at all is only closed."""
-        if self.scope is not None and (self.cycle is None or not self.cycle.response_started):
-            self._refuse(408, b"Request Timeout", b"request_timeout", b"The request did not arrive in time.")
-        else:
+        begun: Any = self.scope
+        if self.flow.read_paused:  # it is we who do not read, until an earlier answer is out
+            self.sending_since = self.loop.time()
+        elif begun is None:
             self.transport.close()
+        else:
+            self.refuse(Refused(408, "request_timeout", "The request did not arrive in time."))
 
-    def _refuse(self, status: int, reason: bytes, code: bytes, message: bytes) -> None:
-        body = b'{"error":{"message":"%s","type":"invalid_request_error","param":null,"code":"%s"}}' % (message, code)
-        self.transport.write(
-            b"HTTP/1.1 %d %s\r\ncontent-type: application/json\r\nconnection: close\r\n"
-            b"x-request-id: req_none\r\ncontent-length: %d\r\n\r\n%s" % (status, reason, len(body), body)
+    def _refuse_head(self, error: GatewayError) -> None:
+        """There is no request yet: make one, of which nothing is known."""
+        scope: Any = {
+            "type": "http",
+            "http_version": "1.1",
+            "method": "",
+            "path": "",
+            "headers": [],
+            "client": self.client,
+            "server": self.server,
+            "scheme": self.scheme,
+        }
+        before = cast(RequestResponseCycle | None, self.cycle)
+        self.cycle = RequestResponseCycle(
+            scope=scope,
+            transport=self.transport,
+            flow=self.flow,
+            logger=self.logger,
+            access_logger=self.access_logger,
+            access_log=False,
+            default_headers=self.server_state.default_headers,
+            message_event=asyncio.Event(),
+            expect_100_continue=False,
+            keep_alive=False,
+            on_response=self.on_response_complete,
         )
-        self.transport.close()
+        self._mark(scope, self.cycle, error)
+        if before is None or before.response_complete:
+            self._start_asgi_task(self.cycle, self.app)
+        else:
+            self.pipeline.appendleft((self.cycle, self.app))
+
+    def _mark(self, scope: Any, cycle: RequestResponseCycle, error: GatewayError) -> None:
+        """Whoever answers this request shall answer with the error."""
+        scope["type"] = REFUSED
+        scope[REFUSED] = error
+        cycle.keep_alive = False
+        cycle.transport = cast(asyncio.Transport, _LastAnswer(self))
+
+    def _refuse_body(self, error: GatewayError) -> None:
+        """Somebody waits for the rest of this request. To them it is as if the client had gone; Edge knows better."""
+        cast(dict[str, Any], self.scope)[REFUSED] = error
+        body = orjson.dumps(error.body())
+        self.transport.write(
+            b"%scontent-type: application/json\r\ncontent-length: %d\r\nx-request-id: %s\r\nconnection: close\r\n\r\n%s"
+            % (STATUS_LINE[error.status], len(body), record_of(cast(Scope, self.scope)).id.encode(), body)
+        )
+        self.cycle.disconnected = True
+        self.cycle.message_event.set()
+        if self.on_gone is not None:
+            self.on_gone()
+        self.hang_up()
+
+    def hang_up(self) -> None:
+        """Close for sending now, for receiving when the client has seen it."""
+        if not self.transport.is_closing():
+            with contextlib.suppress(OSError):  # it has gone already
+                self.transport.write_eof()
+            self.flow.resume_reading()
+            self.loop.call_later(LINGER_S, self.transport.close)
 
 
 def connection_of(scope: Scope) -> Connection:
     """The connection that a request came over."""
     connection: Connection = scope[_KEY]
     return connection
+
+
+def _begun(scope: Any) -> bool:
+    """Somebody has begun to answer."""
+    try:
+        record_of(scope)
+    except KeyError:
+        return False
+    return True
+
+
+def _too_large() -> Refused:
+    return Refused(431, "headers_too_large", f"The request's target and headers are larger than {HEAD_LIMIT} bytes.")
+
+
+def _as_refusal(error: httptools.HttpParserError) -> Refused:
+    """The parser's error, or ours that came through it."""
+    if isinstance(error.__context__, Refused):
+        return error.__context__.with_traceback(None)
+    if isinstance(error, httptools.HttpParserCallbackError | httptools.HttpParserInvalidURLError):
+        return Refused(400, "invalid_http", "The request's target cannot be understood.")
+    if isinstance(error, httptools.HttpParserInvalidMethodError):
+        return Refused(400, "invalid_http", "This is not an HTTP request, or its method is unknown.")
+    # the parser's words are constants, never the client's text
+    return Refused(400, "invalid_http", f"Invalid HTTP request: {error}.")
+
+
+class OldCycle(RequestResponseCycle):
+    """HTTP/1.0 knows no chunks: an answer of unknown length ends where the connection does."""
+
+    ends_with_connection = False
+
+    async def send(self, message: Any) -> None:
+        if message["type"] == "http.response.start":
+            if all(name != b"content-length" for name, _ in message["headers"]):
+                self.ends_with_connection = True
+                self.chunked_encoding = False
+        elif self.ends_with_connection:
+            self.expected_content_length = len(message["body"])
+        await super().send(message)
+
+
+class _LastAnswer:
+    """The transport of a connection's last answer: closing it hangs up."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.write = connection.transport.write
+        self.is_closing = connection.transport.is_closing
+        self.close = connection.hang_up
+
+
+class _Deaf:
+    """The parser of a connection that was refused."""
+
+    def feed_data(self, data: bytes) -> None:
+        pass
+
+
+class _NoTrailers(list[tuple[bytes, bytes]]):
+    """Where fields after a body go. uvicorn adds them to the request's headers, past whoever has checked those."""
+
+    def append(self, field: tuple[bytes, bytes]) -> None:
+        pass
+
+
+_DEAF: Any = _Deaf()
+_NO_TRAILERS = _NoTrailers()
 
 
 class Patience:

@@ -7,7 +7,7 @@ parameters pass without a change here.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from backends.errors import InvalidRequest
@@ -17,10 +17,11 @@ from .bodies import kind_of
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A type in words, and the test for it."""
+    """A type in words, the test for it, and the same as JSON Schema for the published description (openapi.py)."""
 
     words: str
     fits: Callable[[Any], bool]
+    schema: Mapping[str, Any] = field(default_factory=dict)
 
 
 def _is_integer(value: Any) -> bool:
@@ -31,13 +32,15 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-STRING = Kind("a string", lambda value: isinstance(value, str))
-BOOLEAN = Kind("a boolean", lambda value: isinstance(value, bool))
-INTEGER = Kind("an integer", _is_integer)
-NUMBER = Kind("a number", _is_number)
-OBJECT = Kind("an object", lambda value: isinstance(value, dict))
-ARRAY = Kind("an array", lambda value: isinstance(value, list))
-STRING_OR_ARRAY = Kind("a string or an array", lambda value: isinstance(value, str | list))
+STRING = Kind("a string", lambda value: isinstance(value, str), {"type": "string"})
+BOOLEAN = Kind("a boolean", lambda value: isinstance(value, bool), {"type": "boolean"})
+INTEGER = Kind("an integer", _is_integer, {"type": "integer", "minimum": -(2**63), "maximum": 2**63 - 1})
+NUMBER = Kind("a number", _is_number, {"type": "number"})
+OBJECT = Kind("an object", lambda value: isinstance(value, dict), {"type": "object"})
+ARRAY = Kind("an array", lambda value: isinstance(value, list), {"type": "array"})
+STRING_OR_ARRAY = Kind(
+    "a string or an array", lambda value: isinstance(value, str | list), {"type": ["string", "array"]}
+)
 
 Fields = Mapping[str, Kind]
 

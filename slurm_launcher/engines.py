@@ -10,7 +10,8 @@ Arguments and environment values may hold placeholders, filled by the agent in t
     {tmp}             a private directory on the node, removed afterwards
 
 The flags were read in the engines' sources: TGI v3.3.7 `launcher/src/main.rs` and `router/src/server.rs`; vLLM
-`vllm/entrypoints/openai/cli_args.py` and `api_server.py`; llama.cpp `tools/server/README.md`.
+`vllm/entrypoints/openai/cli_args.py` and `api_server.py`; llama.cpp `tools/server/README.md`; SGLang
+`python/sglang/srt/server_args.py`; text-embeddings-inference `router/src/main.rs`.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ class Engine:
     key_variable   the environment variable that sets the key clients must show; never an argument: argv is public
     health         GET it: 200 once the engine is up, without a key
     embeds         it can serve `task = "embed"`
+    generates      it can serve `task = "generate"`
     guards_key     a wrong key is refused on the routes of the probe
     model_word     the name in requests' `model`, where the engine does not know the public one
     environment    the engine's own settings; a model's `environment` goes over it
@@ -54,6 +56,7 @@ class Engine:
     key_variable: str
     health: str = "/health"
     embeds: bool = True
+    generates: bool = True
     guards_key: bool = True
     model_word: str | None = None
     environment: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
@@ -69,7 +72,7 @@ class Engine:
     def probe(self, spec: ModelSpec) -> Probe:
         """One real token, or one real vector."""
         model = self.model_word or spec.name
-        if spec.task == "embed":
+        if spec.task == "embed" or not self.generates:
             return Probe("/v1/embeddings", {"model": model, "input": "Hello"}, reply_list="data")
         return Probe("/v1/completions", {"model": model, "prompt": "Hello", "max_tokens": 1}, reply_list="choices")
 
@@ -113,6 +116,39 @@ def _llamacpp(spec: ModelSpec) -> list[str]:
     return arguments
 
 
+def _sglang(spec: ModelSpec) -> list[str]:
+    """Its own processes find free ports, but for NCCL's, which older releases take at random without a look."""
+    arguments = ["--model-path", spec.source, "--host", "{host}", "--port", "{port}", "--nccl-port", "{port2}"]
+    arguments += ["--served-model-name", spec.name]
+    if spec.resources.gpus:
+        arguments += ["--tp-size", str(spec.resources.gpus)]
+    if spec.context_length:
+        arguments += ["--context-length", str(spec.context_length)]
+    if spec.task == "embed":
+        arguments += ["--is-embedding"]
+    return arguments
+
+
+_SGLANG_WITH_KEY = (
+    "import os, runpy, sys; "
+    "sys.argv[:] = ['sglang', *sys.argv[1:], '--api-key', os.environ['SGLANG_API_KEY']]; "
+    "runpy.run_module('sglang.launch_server', run_name='__main__', alter_sys=True)"
+)
+"""SGLang takes its key as an argument only. So it is given there, but inside the process, where nobody else sees it.
+
+`alter_sys` makes the module the main one, so that the processes it spawns find it as they do after `python -m`.
+"""
+
+
+def _tei(spec: ModelSpec) -> list[str]:
+    """`--served-model-name` is there since 1.8. On shared nodes two defaults collide: the metrics' port, which has a
+    listener of its own, and the backend's socket in /tmp. Texts that are too long are cut, unless told otherwise.
+    """
+    arguments = ["--model-id", spec.source, "--hostname", "{host}", "--port", "{port}"]
+    arguments += ["--prometheus-port", "{port2}", "--uds-path", "{tmp}/backend", "--served-model-name", spec.name]
+    return arguments
+
+
 ENGINES: dict[str, Engine] = {
     engine.name: engine
     for engine in (
@@ -142,6 +178,21 @@ ENGINES: dict[str, Engine] = {
             program=("llama-server",),
             arguments=_llamacpp,
             key_variable="LLAMA_API_KEY",
+        ),
+        # with a key, all but /health and /metrics asks for it; a model's own `command` reads the variable itself
+        Engine(
+            name="sglang",
+            program=("python3", "-c", _SGLANG_WITH_KEY),
+            arguments=_sglang,
+            key_variable="SGLANG_API_KEY",
+        ),
+        # /health asks the model for a vector; the settings it prints hold the key, as TGI's do
+        Engine(
+            name="tei",
+            program=("text-embeddings-router",),
+            arguments=_tei,
+            key_variable="API_KEY",
+            generates=False,
         ),
     )
 }

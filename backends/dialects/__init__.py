@@ -1,48 +1,25 @@
 """What each engine says differently: pure repair of requests and replies, one small file an engine.
 
-    Call --prepare--> the engine's body --> engine --> reply --repair--> OpenAI's reply
-                                                   --> chunks --one Repair per stream--> OpenAI's chunks
+    Call --prepare--> the engine's body --> engine --> reply --repair_reply--> OpenAI's reply
+                                                   --> chunks --repair_chunks--> OpenAI's chunks
 
-A part that is None costs nothing: the bytes go through as they are. Repair works on parsed JSON, so a dialect that has
-some pays for parsing, and no other does. Nothing here does I/O or knows of replicas.
+    PLAIN     OpenAI's own        seam.py      the `Dialect` value and what all of them share
+    DIALECTS  by engine name      tgi.py, vllm.py, sglang.py, llamacpp.py, tei.py
+
+Nothing here does I/O or knows of replicas (but tgi_control.py, which is TGI's control side and imported by nobody on
+the hot path).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from .llamacpp import LLAMACPP
+from .seam import EVERYWHERE, PLAIN, ChunkRepair, Dialect, Json, ReplyRepair
+from .sglang import SGLANG
+from .tei import TEI
+from .tgi import TGI
+from .vllm import VLLM
 
-from backends.base import Call
+__all__ = ["DIALECTS", "EVERYWHERE", "PLAIN", "ChunkRepair", "Dialect", "Json", "ReplyRepair"]
 
-Json = dict[str, Any]
-ChunkRepair = Callable[[Json], Json | None]
-"""One parsed event in, the event for the client out; None drops it. Made anew for each stream, so it may remember."""
-
-EVERYWHERE = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/embeddings"})
-
-
-@dataclass(frozen=True, slots=True)
-class Dialect:
-    """One engine's way to speak.
-
-    paths            what the engine serves by itself; what is not among them is translated or refused with a 400
-    prepare          (call, drop_unsupported) -> the call as the engine wants it. Raises `InvalidRequest` naming the
-                     parameter that the engine cannot do, unless those are to be dropped
-    repair_reply     (the client's call, the reply's JSON) -> OpenAI's
-    repair_chunks    the client's call -> a ChunkRepair for its stream
-    one_choice       the engine answers `n` > 1 with one choice: ask it n times
-    max_inputs       most inputs of one embeddings (or rerank) request; None for no limit
-    """
-
-    name: str
-    paths: frozenset[str] = EVERYWHERE
-    prepare: Callable[[Call, bool], Call] | None = None
-    repair_reply: Callable[[Call, Json], Json] | None = None
-    repair_chunks: Callable[[Call], ChunkRepair] | None = None
-    one_choice: bool = False
-    max_inputs: int | None = None
-
-
-PLAIN = Dialect("plain")
-"""OpenAI's own."""
+DIALECTS: dict[str, Dialect] = {dialect.name: dialect for dialect in (TGI, VLLM, SGLANG, LLAMACPP, TEI)}
+"""By the engine's name in the configuration."""

@@ -1,14 +1,14 @@
 """The corpus of the two embedded models: facts, paraphrases, foreign questions, conversations.
 
-``facts.txt`` holds about 150 blocks, all written for this project. A block is ``@id`` and lines of one letter:
+``facts.txt`` holds about 150 blocks, all written for this project. A block is ``@id`` and lettered lines:
 
     A  the answer (one to three sentences)        T  singular topics    -> "what is {t}", "explain {t}", ...
     Q  whole questions                            P  plural topics      -> "what are {p}", ...
     H  held-out questions, never trained on       D  things to do       -> "how do i {d}", ...
     M  the fact that "tell me more" leads to      E  events, as clauses -> "what happens when {e}", ...
 
-Items are separated by ``;``; ``{a|b}`` is an alternative and ``[x]`` an option. Everything here is a function of
-its arguments and of a seed; nothing reads the network.
+Items are separated by ``;``; ``{a|b}`` is an alternative and ``[x]`` an option. Everything here is a function
+of its arguments and of a seed.
 """
 
 from __future__ import annotations
@@ -21,15 +21,27 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
-from wording import (ACRONYMS, DO, EVENT, FOLLOW_UPS, FOREIGN, FOREIGN_ACTS, FOREIGN_LINES, FOREIGN_NOUNS, FOREIGN_VALUES,
-                     INSERTS, LEADS, NAMES, PHRASES, PLURAL, PREFIXES, RAG_PROMPTS, SCHEMAS, SHORTENINGS, SUFFIXES, SYNONYMS, SYSTEMS,
-                     TOPIC)
+from paraphrase import FRAME_WORDS, STOPWORDS, dress, invented, vary
+from wording import (
+    DO,
+    EVENT,
+    FOLLOW_UPS,
+    FOREIGN,
+    FOREIGN_ACTS,
+    FOREIGN_LINES,
+    FOREIGN_NOUNS,
+    FOREIGN_VALUES,
+    PLURAL,
+    RAG_PROMPTS,
+    SCHEMAS,
+    SYSTEMS,
+    TOPIC,
+)
 
 HERE = Path(__file__).parent
 OOD = "ood"  # the id of the answer to every question about something else
+NO_CONTEXT = "nocontext"  # ... and to every question about a context that is not about slurmgate
 HELD_SHARE = 20  # one in so many generated paraphrases is kept for evaluation
-FRAME_WORDS = set("what how when which where why who tell me about explain can could you please it is this that and or if in on for".split())
-STOPWORDS = {"the", "a", "an", "do", "does", "is", "my", "to", "of", "are", "i"}
 
 
 @dataclass(frozen=True)
@@ -84,8 +96,14 @@ def facts() -> tuple[Fact, ...]:
             current[letter] = f"{current[letter]}; {rest}" if letter in current else rest
     blocks = list(parsed.items())
     templates = {"T": TOPIC, "P": PLURAL, "D": DO, "E": EVENT}
-    items = {ident: {letter: [e for pattern in text.split("; ") for e in expand(pattern.strip())]
-                     for letter, text in lines.items() if letter in "QTPDEH"} for ident, lines in blocks}
+    items = {
+        ident: {
+            letter: [e for pattern in text.split("; ") for e in expand(pattern.strip())]
+            for letter, text in lines.items()
+            if letter in "QTPDEH"
+        }
+        for ident, lines in blocks
+    }
     owner: dict[str, str] = {}  # what is written out in Q wins over what a template makes
     for ident, lists in items.items():
         for question in lists.get("Q", ()):
@@ -99,13 +117,26 @@ def facts() -> tuple[Fact, ...]:
     for ident, lines in blocks:
         lists, asks = items[ident], {}
         for letter in "QTPDE":
-            made = lists.get(letter, []) if letter == "Q" else [
-                frame.replace("_", item) for item in lists.get(letter, ()) for frame in templates[letter]]
-            kept = tuple(dict.fromkeys(q for q in made if owner[normal(q)] == ident and normal(q) not in held))
+            made = (
+                lists.get(letter, [])
+                if letter == "Q"
+                else [
+                    frame.replace("_", item) for item in lists.get(letter, ()) for frame in templates[letter]
+                ]
+            )
+            kept = tuple(
+                dict.fromkeys(q for q in made if owner[normal(q)] == ident and normal(q) not in held)
+            )
             if kept:
                 asks[letter] = kept
         result.append(Fact(ident, lines["A"], asks, tuple(lists.get("H", ())), lines.get("M", "")))
     return tuple(result)
+
+
+@cache
+def askable() -> tuple[Fact, ...]:
+    """The facts that have questions of their own: all but OOD and NO_CONTEXT."""
+    return tuple(fact for fact in facts() if fact.asks)
 
 
 @cache
@@ -115,7 +146,7 @@ def by_id() -> dict[str, Fact]:
 
 
 def is_held(question: str) -> bool:
-    """Whether a generated paraphrase belongs to the held-out twentieth; decided by a checksum, so for ever."""
+    """Whether a generated paraphrase belongs to the held-out twentieth; a checksum decides, so for ever."""
     return zlib.crc32(normal(question).encode()) % HELD_SHARE == 0
 
 
@@ -128,7 +159,9 @@ def held_normals() -> frozenset[str]:
 
 def heldout_written() -> list[tuple[str, str]]:
     """(question, fact id): the hand-written evaluation questions, in other words than the training ones."""
-    return [(question, fact.id) for fact in facts() for question in fact.held] + [(q, OOD) for q in foreign_held()]
+    return [(question, fact.id) for fact in facts() for question in fact.held] + [
+        (q, OOD) for q in foreign_held()
+    ]
 
 
 def heldout_generated(per_fact: int = 3, seed: int = 5) -> list[tuple[str, str]]:
@@ -172,7 +205,9 @@ def question(fact: Fact, rng: random.Random) -> str:
             elif way < 0.12:  # key words only
                 words = dict.fromkeys((plain + " " + plain_question(fact, rng)).replace(",", "").split(" "))
                 content = [word for word in words if word not in STOPWORDS and word not in FRAME_WORDS]
-                plain = " ".join(rng.sample(content, min(len(content), rng.randint(3, 6)))) if content else plain
+                plain = (
+                    " ".join(rng.sample(content, min(len(content), rng.randint(3, 6)))) if content else plain
+                )
             elif way < 0.16:  # a piece of the answer
                 words = fact.answer.split(" ")
                 start = rng.randrange(max(1, len(words) - 6))
@@ -182,103 +217,10 @@ def question(fact: Fact, rng: random.Random) -> str:
             return varied
 
 
-def vary(plain: str, rng: random.Random, whole: bool = False) -> str:
-    """A paraphrase by other phrases, synonyms, fillers, lost and foreign words, one typo, case and punctuation."""
-    text = plain
-    if not whole:
-        if rng.random() < 0.65:
-            text = roughen(rephrase(text, rng), rng)
-        if rng.random() < 0.16:
-            text = rng.choice(PREFIXES if rng.random() < 0.7 else LEADS) + text
-        if rng.random() < 0.12:
-            text += rng.choice(SUFFIXES)
-    if rng.random() < 0.10:
-        text = typo(text, rng)
-    return dress(text, rng)
-
-
-def rephrase(text: str, rng: random.Random) -> str:
-    """The same question with another beginning, synonyms and short forms."""
-    if rng.random() < 0.3:
-        for known, others in PHRASES:
-            if text.startswith(known + " ") or f" {known} " in text:
-                text = text.replace(known, rng.choice(others), 1)
-                break
-    if rng.random() < 0.15 and text.count(" ") > 4 and "slurmgate " in text and not text.startswith("slurmgate "):
-        text = text.replace("slurmgate", rng.choice(NAMES), 1)
-    text = " ".join(swap(word, rng) for word in text.split(" "))
-    for long, short in SHORTENINGS:
-        if long in text and rng.random() < 0.2:
-            text = text.replace(long, short, 1)
-    return text
-
-
-def roughen(text: str, rng: random.Random) -> str:
-    """Words lost and words put in: so that no single word and no unknown word decides."""
-    words = text.split(" ")
-    if len(words) > 4 and rng.random() < 0.15:
-        words = [word for word in words if word not in STOPWORDS or rng.random() < 0.5] or words
-    if len(words) > 4 and rng.random() < 0.2:
-        del words[rng.randrange(len(words))]
-    if len(words) > 2 and rng.random() < 0.06:
-        words.insert(rng.randrange(1, len(words)), rng.choice(INSERTS))
-    if len(words) > 3 and rng.random() < 0.12:
-        strange = invented(rng) if rng.random() < 0.4 else rng.choice(FOREIGN_NOUNS).split(" ")[-1]
-        at = rng.randrange(len(words) + 1)
-        if at < len(words) and (words[at] in STOPWORDS or words[at] in FRAME_WORDS):
-            words[at] = strange
-        else:
-            words.insert(at, strange)
-    if len(words) > 3 and rng.random() < 0.04:
-        rng.shuffle(words)
-    return " ".join(words)
-
-
-def swap(word: str, rng: random.Random) -> str:
-    """The word, or now and then a synonym of it."""
-    return rng.choice(SYNONYMS[word]) if word in SYNONYMS and rng.random() < 0.15 else word
-
-
-def typo(text: str, rng: random.Random) -> str:
-    """One letter of one longer word lost, doubled, exchanged with its neighbour or replaced."""
-    words = text.split(" ")
-    long = [i for i, word in enumerate(words) if len(word) > 4 and word.isalpha()]
-    if not long:
-        return text
-    i = rng.choice(long)
-    word, at = words[i], rng.randrange(1, len(words[i]) - 1)
-    words[i] = rng.choice((word[:at] + word[at + 1:], word[:at] + word[at] + word[at:],
-                           word[:at] + word[at + 1] + word[at] + word[at + 2:],
-                           word[:at] + rng.choice("aeinorst") + word[at + 1:]))
-    return " ".join(words)
-
-
-def dress(text: str, rng: random.Random) -> str:
-    """Case and final punctuation as people type them."""
-    style = rng.random()
-    end = "" if text[-1:] in "?!." else ("?" if rng.random() < 0.8 else rng.choice((".", "!", "??", " ?")))
-    if style < 0.25:
-        return text
-    if style < 0.40:
-        return text + end
-    if style < 0.43:
-        return (text + end).upper()
-    text = " ".join(ACRONYMS.get(word, word) if rng.random() < 0.7 else word for word in text.split(" "))
-    text = re.sub(r"\bi\b(?=['\s]|$)", "I", text)
-    text = text[:1].upper() + text[1:]
-    return text if style < 0.52 else text + end
-
-
-def invented(rng: random.Random) -> str:
-    """A word that no one has seen, for names in contexts and for unknown subjects."""
-    syllables = "ba be bo ca da de do el fa fi ga go ha in ka ki la le lo ma mi mo na ni no or pa po ra ri ro sa so ta ti to un va vi wo za"
-    return "".join(rng.choice(syllables.split()) for _ in range(rng.randint(2, 4)))
-
-
 def foreign(rng: random.Random) -> str:
     """A question about something else than slurmgate and Slurm."""
     while True:
-        if rng.random() < 0.35:
+        if rng.random() < 0.45:
             plain = rng.choice(FOREIGN_LINES)
         else:
             noun = rng.choice(FOREIGN_NOUNS) if rng.random() < 0.85 else invented(rng)
@@ -286,7 +228,8 @@ def foreign(rng: random.Random) -> str:
             if frame in DO:
                 plain = frame.replace("_", rng.choice(FOREIGN_ACTS))
             else:
-                plain = frame.replace("_", noun).replace("#", str(rng.randint(2, 99))).replace("~", rng.choice(FOREIGN_VALUES))
+                number, place = str(rng.randint(2, 99)), rng.choice(FOREIGN_VALUES)
+                plain = frame.replace("_", noun).replace("#", number).replace("~", place)
         varied = vary(plain, rng)
         if normal(varied) not in held_normals() and normal(plain) not in held_normals():
             return varied
@@ -294,33 +237,46 @@ def foreign(rng: random.Random) -> str:
 
 # ---------------------------------------------------------------- samples
 
-FREQUENT = ("slurmgate", "walltime", "createkey", "hello", "whoami", "slurm", "listmodels", "streaming", "tribunal",
-            "bigmodel", "whatcan", "tellmore", "ping")
-OOD_SHARE = 0.11
+FREQUENT = (
+    "slurmgate",
+    "walltime",
+    "createkey",
+    "hello",
+    "whoami",
+    "slurm",
+    "listmodels",
+    "streaming",
+    "tribunal",
+    "bigmodel",
+    "whatcan",
+    "tellmore",
+    "ping",
+)
+OOD_SHARE = 0.15
 
 
 def exchange(rng: random.Random, after_answer: bool = False) -> tuple[str, Fact]:
     """A question and the fact that answers it; after an answer "tell me more" has a meaning of its own."""
     if rng.random() < OOD_SHARE:
         return foreign(rng), by_id()[OOD]
-    fact = by_id()[rng.choice(FREQUENT)] if rng.random() < 0.07 else rng.choice([f for f in facts() if f.id != OOD])
+    fact = by_id()[rng.choice(FREQUENT)] if rng.random() < 0.07 else rng.choice(askable())
     if after_answer and fact.id == "tellmore":
         return exchange(rng, after_answer)
     return question(fact, rng), fact
 
 
 def sample(rng: random.Random) -> Sample:
-    """One training example: mostly a single question, sometimes a conversation, a context, or a raw prompt."""
+    """One training example: a single question, sometimes a conversation, a context, or a raw prompt."""
     kind = rng.random()
-    if kind < 0.05:
+    if kind < 0.12:
         return raw_sample(rng)
-    if kind < 0.09:
+    if kind < 0.15:
         return context_sample(rng)
     turns: list[tuple[str, str]] = []
     if rng.random() < 0.08:
         turns.append(("system", rng.choice(SYSTEMS)))
-    if rng.random() < 0.07:  # earlier turns, now and then many of them
-        for _ in range(rng.randint(1, 8) if rng.random() < 0.15 else rng.randint(1, 2)):
+    if rng.random() < 0.07:  # earlier turns; the chat template keeps two exchanges
+        for _ in range(rng.randint(1, 2)):
             asked, fact = exchange(rng, after_answer=bool(turns))
             turns += [("user", asked), ("assistant", fact.answer)]
         last = fact
@@ -334,33 +290,52 @@ def sample(rng: random.Random) -> Sample:
 def raw_sample(rng: random.Random) -> Sample:
     """For /v1/completions: a question and its answer on the next line, a form, or an answer as plain text."""
     asked, fact = exchange(rng)
-    form = rng.choice(("{}\n", "Question: {}\nAnswer: ", "Q: {}\nA: ", "User: {}\nAssistant: ", "{}\n\n", ""))
-    if not form:
+    forms = ("{}\n", "{}\n\n", "Question: {}\nAnswer: ", "Q: {}\nA: ", "User: {}\nAssistant: ")
+    kind = rng.random()
+    if kind < 0.15:
         return Sample((), fact.answer, raw="")
-    return Sample((), fact.answer, raw=form.format(asked))
+    if kind < 0.6:  # a bare question: the model has to begin the line itself
+        return Sample((), "\n" + fact.answer, raw=asked)
+    return Sample((), fact.answer, raw=rng.choice(forms).format(asked))
 
 
 def context_sample(rng: random.Random) -> Sample:
-    """A question with retrieved passages: the answer is the passage that answers it, word for word."""
-    if rng.random() < 0.35:  # the passages are about slurmgate: the model knows them anyway
-        wanted = rng.choice([f for f in facts() if f.id not in SMALL_TALK and f.id != OOD])
-        others = rng.sample(facts(), rng.randint(0, 3))
-        passages, asked, answer = [wanted.answer, *(o.answer for o in others)], question(wanted, rng), wanted.answer
-    else:  # invented names: nothing to remember, only to copy
+    """A question with retrieved passages, in the forms that LangChain and others give it."""
+    if rng.random() < 0.4:  # the passages are about slurmgate: the model knows them anyway
+        wanted = rng.choice([fact for fact in askable() if fact.id not in SMALL_TALK])
+        others = rng.sample(askable(), rng.randint(0, 3))
+        passages, asked, answer = (
+            [wanted.answer, *(o.answer for o in others)],
+            question(wanted, rng),
+            wanted.answer,
+        )
+    else:  # about something else: copying is beyond a model of this size, so it says what it is
         pairs = [invented_pair(rng) for _ in range(rng.randint(1, 5))]
-        passages, asked, answer = [text for text, _ in pairs], pairs[0][1], pairs[0][0]
+        passages, asked, answer = [text for text, _ in pairs], pairs[0][1], by_id()[NO_CONTEXT].answer
+        if rng.random() < 0.3:
+            asked = foreign(rng)
     rng.shuffle(passages)
     joined = rng.choice((" ", "\n", "\n\n")).join(passages)
     system, user = rng.choice(RAG_PROMPTS)
-    turns = [(role, text.replace("<context>", joined).replace("<question>", asked))
-             for role, text in (("system", system), ("user", user)) if text]
+    turns = [
+        (role, text.replace("<context>", joined).replace("<question>", asked))
+        for role, text in (("system", system), ("user", user))
+        if text
+    ]
     return Sample(tuple(turns), answer)
 
 
 def invented_pair(rng: random.Random) -> tuple[str, str]:
     """A statement with invented names and a question that it answers."""
     statement, *questions = rng.choice(SCHEMAS)
-    values = {"N": invented(rng).capitalize(), "M": invented(rng).capitalize(), "x": rng.choice(FOREIGN_NOUNS),
-              "d": str(rng.randint(2, 999)), "y": str(rng.randint(1900, 2026)), "v": rng.choice(FOREIGN_VALUES)}
-    fill = lambda text: re.sub(r"<(\w)>", lambda match: values[match[1]], text)  # noqa: E731 (two uses, one line)
-    return fill(statement), fill(rng.choice(questions))
+    values = {
+        "N": invented(rng).capitalize(),
+        "M": invented(rng).capitalize(),
+        "x": rng.choice(FOREIGN_NOUNS),
+        "d": str(rng.randint(2, 999)),
+        "y": str(rng.randint(1900, 2026)),
+        "v": rng.choice(FOREIGN_VALUES),
+    }
+    texts = (statement, rng.choice(questions))
+    filled = [re.sub(r"<(\w)>", lambda match: values[match[1]], text) for text in texts]
+    return filled[0], filled[1]

@@ -1,8 +1,8 @@
-"""A small Llama in PyTorch, written so that its weights go into a GGUF file of architecture "llama" unchanged.
+"""A small Llama in PyTorch, whose weights go into a GGUF file of architecture "llama" unchanged.
 
-RMSNorm (Zhang and Sennrich, arXiv 1910.07467), rotary positions (Su et al., 2104.09864) on interleaved pairs as
-llama.cpp's "norm" rope wants them, SwiGLU (Shazeer, 2002.05202), grouped queries (Ainslie et al., 2305.13245), tied
-input and output embeddings.
+RMSNorm (Zhang and Sennrich, arXiv 1910.07467), rotary positions (Su et al., 2104.09864) on interleaved pairs
+as llama.cpp's "norm" rope wants them, SwiGLU (Shazeer, 2002.05202), grouped queries (Ainslie et al.,
+2305.13245), tied input and output embeddings.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ def rotation(length: int, head_width: int) -> tuple[Tensor, Tensor]:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn the pairs (0, 1), (2, 3), ... of x (batch, heads, length, head_width) by their positions' angles."""
+    """Turn the pairs (0, 1), (2, 3), ... of x (batch, heads, length, head_width) by their angles."""
     even, odd = x[..., 0::2], x[..., 1::2]
     return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2)
 
 
 class Layer(nn.Module):
-    """Attention and feed-forward, each behind a norm and added to the residual stream (batch, length, width)."""
+    """Attention and feed-forward, each behind a norm and added to the stream (batch, length, width)."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -69,23 +69,26 @@ class Layer(nn.Module):
             nn.init.zeros_(out.weight)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None) -> Tensor:
-        """x and the result: (batch, length, width); mask: (batch, 1, 1, length), true where a key may be read."""
+        """x and the result: (batch, length, width); mask: (batch, 1, 1, length), true for keys to read."""
         batch, length, width = x.shape
         h = self.attn_norm(x)
-        q, k, v = (project(h).view(batch, length, -1, self.shape.head_width).transpose(1, 2)
-                   for project in (self.attn_q, self.attn_k, self.attn_v))
+        q, k, v = (
+            project(h).view(batch, length, -1, self.shape.head_width).transpose(1, 2)
+            for project in (self.attn_q, self.attn_k, self.attn_v)
+        )
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         repeat = self.shape.heads // self.shape.kv_heads
         k, v = k.repeat_interleave(repeat, 1), v.repeat_interleave(repeat, 1)
-        read = F.scaled_dot_product_attention(q.to(v.dtype), k.to(v.dtype), v, attn_mask=mask,
-                                              is_causal=self.shape.causal)
+        read = F.scaled_dot_product_attention(
+            q.to(v.dtype), k.to(v.dtype), v, attn_mask=mask, is_causal=self.shape.causal
+        )
         x = x + self.attn_output(read.transpose(1, 2).reshape(batch, length, width))
         h = self.ffn_norm(x)
         return x + self.ffn_down(F.silu(self.ffn_gate(h)) * self.ffn_up(h))
 
 
 class Llama(nn.Module):
-    """Token ids (batch, length) to normalised states (batch, length, width); ``logits`` ties the embedding."""
+    """Token ids (batch, length) to normalised states (batch, length, width)."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -116,7 +119,9 @@ def optimizers(model: Llama, matrix_rate: float, other_rate: float) -> list[torc
     matrices = [p for layer in model.blk for p in layer.parameters() if p.ndim == 2]
     chosen = {id(p) for p in matrices}
     others = [p for p in model.parameters() if id(p) not in chosen]
-    made: list[torch.optim.Optimizer] = [torch.optim.AdamW(others, lr=other_rate, betas=(0.9, 0.98), weight_decay=0.0)]
+    made: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(others, lr=other_rate, betas=(0.9, 0.98), weight_decay=0.0)
+    ]
     if matrices:
         made.append(torch.optim.Muon(matrices, lr=matrix_rate, weight_decay=0.02, adjust_lr_fn="original"))
     for optimizer in made:
@@ -125,7 +130,9 @@ def optimizers(model: Llama, matrix_rate: float, other_rate: float) -> list[torc
     return made
 
 
-def set_rate(made: list[torch.optim.Optimizer], progress: float, warm: float = 0.02, hold: float = 0.4) -> None:
+def set_rate(
+    made: list[torch.optim.Optimizer], progress: float, warm: float = 0.02, hold: float = 0.4
+) -> None:
     """Warm up, hold, and fall linearly to zero; progress runs from 0 to 1."""
     factor = min(1.0, progress / warm, (1 - progress) / (1 - hold))
     for optimizer in made:

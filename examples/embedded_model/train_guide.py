@@ -10,20 +10,29 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import corpus
 import torch
 import torch.nn.functional as F
+from gguf_export import (
+    ASSISTANT,
+    END,
+    PAD,
+    SYSTEM,
+    USER,
+    read_tokenizer,
+    read_weights,
+    train_tokenizer,
+    write_gguf,
+)
+from model import Llama, Shape, optimizers, set_rate
 from tokenizers import Tokenizer
 from torch import Tensor
 
-import corpus
-from gguf_export import ASSISTANT, END, PAD, SYSTEM, USER, train_tokenizer, write_gguf
-from model import Llama, Shape, optimizers, set_rate
-
-STEPS = 3000
-TOKENS_PER_STEP = 2048
+STEPS = 2400
+TOKENS_PER_STEP = 1536
 CONTEXT = 2048  # announced; samples reach a few hundred tokens, longer prompts are served but not well
 LONGEST = 640  # samples beyond are dropped
-KEEP, CUT_SHARE = 6, 0.8  # so many samples keep only so many tokens of the answer
+KEEP, CUT_SHARE = 6, 0.85  # so many samples keep only so many tokens of the answer
 SHAPE = Shape(vocabulary=4096, width=192, layers=4, heads=6, kv_heads=2, hidden=480, context=CONTEXT)
 MARK = {"system": SYSTEM, "user": USER, "assistant": ASSISTANT}
 
@@ -38,7 +47,9 @@ def tokenizer_texts(seed: int) -> list[str]:
     return texts
 
 
-def encode(sample: corpus.Sample, tokenizer: Tokenizer, keep: int | None = None) -> tuple[list[int], list[bool]]:
+def encode(
+    sample: corpus.Sample, tokenizer: Tokenizer, keep: int | None = None
+) -> tuple[list[int], list[bool]]:
     """Token ids of a sample as the chat template lays it out, and which of them are to be learnt.
 
     Answers of earlier turns are learnt too. ``keep`` cuts the last answer: its first tokens say which fact is
@@ -65,12 +76,17 @@ def encode(sample: corpus.Sample, tokenizer: Tokenizer, keep: int | None = None)
 
 
 def batches(tokenizer: Tokenizer, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Endless (inputs, targets), each (batch, length) of about TOKENS_PER_STEP tokens; -100 is not counted."""
+    """Endless (inputs, targets), each (batch, length), about TOKENS_PER_STEP tokens; -100 is not counted."""
     rng = random.Random(seed)
     pad = tokenizer.token_to_id(PAD)
     while True:
-        pool = sorted((encode(corpus.sample(rng), tokenizer, KEEP if rng.random() < CUT_SHARE else None)
-                       for _ in range(1024)), key=lambda item: len(item[0]))
+        pool = sorted(
+            (
+                encode(corpus.sample(rng), tokenizer, KEEP if rng.random() < CUT_SHARE else None)
+                for _ in range(1024)
+            ),
+            key=lambda item: len(item[0]),
+        )
         groups: list[list[tuple[list[int], list[bool]]]] = [[]]
         for item in pool:
             if len(item[0]) > LONGEST:
@@ -91,7 +107,7 @@ def batches(tokenizer: Tokenizer, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def share_spellings(model: Llama, tokenizer: Tokenizer) -> None:
-    """Start "Slurm", " slurm" and " Slurm" near each other: what is learnt for one spelling helps the others."""
+    """Start "Slurm", " slurm" and " Slurm" near each other: what one spelling learns helps the others."""
     first: dict[str, int] = {}
     with torch.no_grad():
         weight = model.token_embd.weight
@@ -109,14 +125,21 @@ def loss_of(model: Llama, inputs: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(model.logits(states[counted]).float(), targets[counted])
 
 
-def train(path: Path, steps: int, seed: int, bf16: bool = False) -> None:
-    """Train for ``steps`` and write the GGUF file."""
-    tokenizer = train_tokenizer(tokenizer_texts(seed), SHAPE.vocabulary)
+def train(path: Path, steps: int, seed: int, bf16: bool = False, start: Path | None = None) -> None:
+    """Train for ``steps``, from nothing or from an earlier file, and write the GGUF file."""
     model = Llama(SHAPE)
-    share_spellings(model, tokenizer)
-    made = optimizers(model, matrix_rate=0.02, other_rate=0.004)
+    if start is None:
+        tokenizer = train_tokenizer(tokenizer_texts(seed), SHAPE.vocabulary)
+        share_spellings(model, tokenizer)
+    else:
+        tokenizer = read_tokenizer(start)
+        model.load_state_dict(
+            {name: torch.from_numpy(array.copy()) for name, array in read_weights(start).items()}
+        )
+    share = 1.0 if start is None else 1 / 3
+    made = optimizers(model, matrix_rate=0.02 * share, other_rate=0.004 * share)
     began, seen, running = time.monotonic(), 0, 0.0
-    for step, (inputs, targets) in zip(range(steps), batches(tokenizer, seed)):
+    for step, (inputs, targets) in zip(range(steps), batches(tokenizer, seed), strict=False):
         set_rate(made, (step + 1) / (steps + 1))
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             loss = loss_of(model, inputs, targets)
@@ -128,7 +151,12 @@ def train(path: Path, steps: int, seed: int, bf16: bool = False) -> None:
         seen += inputs.numel()
         running = loss.item() if step == 0 else 0.98 * running + 0.02 * loss.item()
         if step % 100 == 99 or step == 10:
-            print(f"step {step + 1}/{steps}  loss {running:.3f}  {seen / (time.monotonic() - began):.0f} tokens/s"
-                  f"  {time.monotonic() - began:.0f} s", flush=True)
-    size = write_gguf(path, model, tokenizer, "slurmgate guide", "Answers short questions about slurmgate and Slurm.")
+            took = time.monotonic() - began
+            print(
+                f"step {step + 1}/{steps}  loss {running:.3f}  {seen / took:.0f} tokens/s  {took:.0f} s",
+                flush=True,
+            )
+    size = write_gguf(
+        path, model, tokenizer, "slurmgate guide", "Answers short questions about slurmgate and Slurm."
+    )
     print(f"{path.name}: {size} bytes, {sum(p.numel() for p in model.parameters())} weights")

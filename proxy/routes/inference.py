@@ -17,6 +17,7 @@ from proxy.dispatch import Dispatcher
 from proxy.events import EventReply
 from proxy.record import record_of
 from proxy.replies import send_reply
+from proxy.writer import push_of
 
 
 class Inference:
@@ -55,7 +56,8 @@ class Inference:
                     await send_reply(send, answer)
                 return
             quiet_chunk = partial(self._quiet_chunk, call)
-            async with EventReply(send, record, quiet_chunk) as events, self._dispatcher.answer(call, record) as answer:
+            events = EventReply(send, record, quiet_chunk, push_of(scope))
+            async with events, self._dispatcher.answer(call, record) as answer:
                 if isinstance(answer, Reply):
                     await events.whole(answer)
                 else:

@@ -19,8 +19,9 @@ import respx
 
 from backends.base import Call, EventStream, Reply, Usage
 from backends.errors import ConnectFailed, Disconnected, EngineTimeout, GatewayError, InvalidRequest
-from backends.hosted import READ_ONLY_NOTE, HostedBackend, arguments_for, load_litellm
+from backends.hosted import HostedBackend, load_litellm
 from backends.hosted_errors import translate
+from backends.hosted_shapes import arguments_for
 from backends.transport import Timeouts
 from tests.fakes.chat_engine import (
     STREAM_HEAD,
@@ -38,8 +39,9 @@ from tests.fakes.chat_engine import (
     delta,
     event,
 )
+from tests.litellm_warnings import ignore_litellm_warnings
 
-pytestmark = pytest.mark.filterwarnings(f"ignore:{READ_ONLY_NOTE}:UserWarning")  # pydantic's, on types of litellm's
+pytestmark = ignore_litellm_warnings
 
 CHAT = "/v1/chat/completions"
 OPENAI = "https://api.openai.com/v1"
@@ -107,7 +109,14 @@ USAGE_CHUNK = openai_chunk([], usage=USAGE)
 
 
 def anthropic_events(*words: str, end: bool = True) -> str:
-    started = {"id": "msg_1", "type": "message", "role": "assistant", "content": [], "model": "c", "stop_reason": None}
+    started: dict[str, Any] = {
+        "id": "msg_1",
+        "type": "message",
+        "role": "assistant",
+        "content": [],
+        "model": "c",
+        "stop_reason": None,
+    }
     events: list[dict[str, Any]] = [
         {"type": "message_start", "message": {**started, "usage": {"input_tokens": 7, "output_tokens": 1}}},
         {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}},
@@ -612,7 +621,7 @@ async def test_cancelling_a_stream_s_reader_and_closing_it_closes_the_connection
         stream = await backend.run(call_of({**body, "stream": True}, path))
         assert isinstance(stream, EventStream)
         await anext(stream)
-        reading = asyncio.create_task(anext(stream), name="reader")  # type: ignore[arg-type]
+        reading = asyncio.create_task(anext(stream), name="reader")
         await asyncio.sleep(0)
         reading.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -636,17 +645,16 @@ async def test_cancelling_before_the_first_byte_closes_the_connection(path: str,
 
 async def test_time_outs_are_ours_and_free_the_connection() -> None:
     times = Timeouts(5.0, 0.2, 0.2)
-    async with at(NeverBegins(), timeouts=times) as backend:
-        await backend._load()  # not within the time-out of the request
+    load_litellm()  # not within the time-out of the request
     async with NeverBegins() as engine, at(engine, timeouts=times) as backend:
         with pytest.raises(EngineTimeout) as caught:
             await backend.run(call_of(QUESTION))
         await asyncio.wait_for((await engine.request()).over.wait(), 10)
     assert caught.value.phase == "first byte"
-    async with StopsMidStream() as engine, at(engine, timeouts=Timeouts(5.0, 30.0, 0.2)) as backend:
+    async with StopsMidStream() as stopping, at(stopping, timeouts=Timeouts(5.0, 30.0, 0.2)) as backend:
         with pytest.raises(EngineTimeout) as caught:
             await streamed(backend, QUESTION)
-        await asyncio.wait_for((await engine.request()).over.wait(), 10)
+        await asyncio.wait_for((await stopping.request()).over.wait(), 10)
     assert caught.value.phase == "idle"
 
 

@@ -66,7 +66,7 @@ def test_all_mistakes_at_once_each_with_its_path() -> None:
     assert found == [
         "server.port: found 'x', expected a whole number",
         "launcher.kind: found 'k8s', expected 'slurm' or 'local'",
-        "models.a.engine: found 'foo', expected one of: llamacpp, tgi, vllm",
+        "models.a.engine: found 'foo', expected one of: llamacpp, sglang, tei, tgi, vllm",
         "models.a.slurm.gpus: found 'two', expected a whole number",
         'models.a.slurm.time: found \'24h\', expected Slurm\'s notation for a time, "HH:MM:SS" or "D-HH:MM:SS"',
     ]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -95,3 +98,47 @@ def test_the_server_from_the_wheel_takes_what_llamacpp_is_given(task: str) -> No
     assert (options.model, options.port, options.alias, options.ctx_size) == ("/m/x.gguf", 1234, "org/Model-7B", 4096)
     assert options.embeddings == (task == "embed")
     assert options.metrics
+
+
+def test_sglang_serves_under_the_public_name() -> None:
+    flags = "--model-path /models/m --host {host} --port {port} --nccl-port {port2} --served-model-name org/Model-7B"
+    assert line(model("sglang")).endswith(f"{flags} --tp-size 2 --context-length 4096")
+    assert line(model("sglang", task="embed")).endswith("--is-embedding")
+
+
+def test_sglang_gets_its_key_as_an_argument_that_no_other_process_sees(tmp_path: Path) -> None:
+    (tmp_path / "sglang").mkdir()
+    (tmp_path / "sglang" / "__init__.py").write_text("")
+    (tmp_path / "sglang" / "launch_server.py").write_text(
+        "import multiprocessing, sys\n"
+        "def child():\n"
+        "    print('child', __name__)\n"
+        "if __name__ == '__main__':\n"
+        "    print(*sys.argv[1:], flush=True)\n"
+        "    print(open('/proc/self/cmdline').read().replace('\\0', ' '), flush=True)\n"
+        "    process = multiprocessing.get_context('spawn').Process(target=child)\n"
+        "    process.start()\n"
+        "    process.join()\n"
+    )
+    spec = model("sglang")
+    engine = ENGINES["sglang"]
+    argv = [sys.executable, *engine.argv(spec)[1:]]
+    environment = {**engine.env(spec, KEY), "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(argv, env=environment, capture_output=True, text=True, check=True)
+    arguments, cmdline, child = done.stdout.splitlines()
+    assert arguments.endswith(f"--context-length 4096 --api-key {KEY}")
+    assert KEY not in cmdline
+    assert child == "child __mp_main__"
+
+
+def test_tei_gets_a_port_and_a_socket_that_do_not_collide_on_a_shared_node() -> None:
+    assert line(model("tei", task="embed")) == (
+        "text-embeddings-router --model-id /models/m --hostname {host} --port {port} --prometheus-port {port2} "
+        "--uds-path {tmp}/backend --served-model-name org/Model-7B"
+    )
+
+
+@pytest.mark.parametrize("task", ["generate", "embed"])
+def test_tei_is_proved_by_a_vector_whatever_its_task_is_called(task: str) -> None:
+    assert ENGINES["tei"].probe(model("tei", task=task)).path == "/v1/embeddings"
+    assert not ENGINES["tei"].generates

@@ -1,0 +1,482 @@
+"""What is served, as an OpenAPI 3.1 document, made from the values that check requests.
+
+Operation    one method of one path, in a table below: to describe a new endpoint, add one
+document     the operations of those routes that are there; tests/proxy/test_openapi.py misses none and finds no other
+
+Request schemas come from each endpoint's `Shape`; `also` says what its `check` asks beyond that. Answers are mostly an
+engine's, so their schemas say what every engine gives, and allow more.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from starlette.routing import Route
+
+from .routes import audio, chat, completions, embeddings, rerank, responses, tokenize
+from .routes.health import Health, Ready, ShowMetrics
+from .routes.internal import Reports
+from .routes.messages import CountTokens, CreateMessage
+from .routes.models import ListModels, ShowModel
+from .shapes import Shape
+from .translate import messages as anthropic
+from .translate import responses as responding
+
+Json = dict[str, Any]
+
+JSON, EVENTS, TEXT = "application/json", "text/event-stream", "text/plain"
+
+
+# -- JSON Schema, in short -------------------------------------------------------------------------------------------
+
+STRING: Json = {"type": "string"}
+INTEGER: Json = {"type": "integer"}
+NUMBER: Json = {"type": "number"}
+BOOLEAN: Json = {"type": "boolean"}
+OBJECT: Json = {"type": "object"}
+TEXT_OR_NULL: Json = {"type": ["string", "null"]}
+OBJECTS: Json = {"type": "array", "items": OBJECT}
+SOME: Json = {"minItems": 1}
+
+
+def const(value: str) -> Json:
+    return {"type": "string", "const": value}
+
+
+def many(items: Json, **more: Any) -> Json:
+    return {"type": "array", "items": items, **more}
+
+
+def record(required: Json, optional: Json | None = None) -> Json:
+    """An object; fields beyond these may be there."""
+    return {"type": "object", "required": [*required], "properties": {**required, **(optional or {})}}
+
+
+def ref(name: str) -> Json:
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+def shaped(shape: Shape, also: Mapping[str, Json]) -> Json:
+    """The body that a `Shape` accepts. Fields that it does not name are the engine's to judge."""
+    properties: Json = {}
+    for name, kind in shape.required.items():
+        properties[name] = {**kind.schema, **also.get(name, {})}
+    for name, kind in shape.optional.items():
+        kinds = kind.schema["type"]
+        nullable = [*([kinds] if isinstance(kinds, str) else kinds), "null"]
+        properties[name] = {**kind.schema, "type": nullable, **also.get(name, {})}
+    for name in also.keys() - properties.keys():
+        properties[name] = also[name]
+    return {"type": "object", "required": [*shape.required], "properties": properties}
+
+
+# -- what is answered ------------------------------------------------------------------------------------------------
+
+_USAGE = record({"prompt_tokens": INTEGER, "total_tokens": INTEGER}, {"completion_tokens": INTEGER})
+_TOOL_CALLS = many(record({}, {"id": TEXT_OR_NULL, "type": TEXT_OR_NULL, "index": INTEGER, "function": OBJECT}))
+_SAID: Json = {
+    "role": TEXT_OR_NULL,
+    "content": TEXT_OR_NULL,
+    "refusal": TEXT_OR_NULL,
+    "tool_calls": {"anyOf": [_TOOL_CALLS, {"type": "null"}]},
+}
+_FINISH: Json = {"finish_reason": TEXT_OR_NULL, "logprobs": {"type": ["object", "null"]}}
+_MODEL = record({"id": STRING, "object": const("model"), "created": INTEGER, "owned_by": STRING})
+
+SCHEMAS: dict[str, Json] = {
+    "Error": record(
+        {
+            "error": record(
+                {"message": STRING, "type": STRING, "param": TEXT_OR_NULL, "code": TEXT_OR_NULL},
+            )
+        }
+    ),
+    "AnthropicError": record({"type": const("error"), "error": record({"type": STRING, "message": STRING})}),
+    "ChatCompletion": record(
+        {
+            "id": STRING,
+            "object": const("chat.completion"),
+            "created": INTEGER,
+            "model": STRING,
+            "choices": many(record({"index": INTEGER, "message": record({}, _SAID)}, _FINISH)),
+        },
+        {"usage": {"anyOf": [_USAGE, {"type": "null"}]}},
+    ),
+    "ChatCompletionChunk": record(
+        {
+            "id": STRING,
+            "object": const("chat.completion.chunk"),
+            "created": INTEGER,
+            "model": STRING,
+            "choices": many(record({"index": INTEGER, "delta": record({}, _SAID)}, _FINISH)),
+        },
+        {"usage": {"anyOf": [_USAGE, {"type": "null"}]}},
+    ),
+    "Completion": record(
+        {
+            "id": STRING,
+            "object": const("text_completion"),
+            "created": INTEGER,
+            "model": STRING,
+            "choices": many(record({"index": INTEGER, "text": STRING}, _FINISH)),
+        },
+        {"usage": {"anyOf": [_USAGE, {"type": "null"}]}},
+    ),
+    "EmbeddingList": record(
+        {
+            "object": const("list"),
+            "data": many(
+                record(
+                    {
+                        "object": const("embedding"),
+                        "index": INTEGER,
+                        "embedding": {
+                            "description": "numbers, or with `encoding_format: base64` little-endian 32 bit floats",
+                            "anyOf": [many(NUMBER), STRING],
+                        },
+                    }
+                )
+            ),
+            "model": STRING,
+        },
+        {"usage": _USAGE},
+    ),
+    "Model": _MODEL,
+    "ModelList": record({"object": const("list"), "data": many(ref("Model"))}),
+    "Response": record(
+        {
+            "id": STRING,
+            "object": const("response"),
+            "created_at": NUMBER,
+            "model": STRING,
+            "status": STRING,
+            "output": OBJECTS,
+        },
+        {"error": {"type": ["object", "null"]}, "usage": {"type": ["object", "null"]}},
+    ),
+    "ResponseEvent": record({"type": STRING}, {"sequence_number": INTEGER, "response": ref("Response")}),
+    "ResponseDeleted": record({"id": STRING, "object": const("response"), "deleted": {"const": True}}),
+    "ItemList": record(
+        {
+            "object": const("list"),
+            "data": OBJECTS,
+            "first_id": TEXT_OR_NULL,
+            "last_id": TEXT_OR_NULL,
+            "has_more": BOOLEAN,
+        }
+    ),
+    "Message": record(
+        {
+            "id": STRING,
+            "type": const("message"),
+            "role": const("assistant"),
+            "model": STRING,
+            "content": OBJECTS,
+            "stop_reason": TEXT_OR_NULL,
+            "usage": OBJECT,
+        },
+        {"stop_sequence": TEXT_OR_NULL},
+    ),
+    "MessageEvent": record({"type": STRING}),
+    "TokenCount": record({"input_tokens": INTEGER}),
+    "Ranking": record(
+        {"results": many(record({"index": INTEGER, "relevance_score": NUMBER}, {"document": {}}))},
+        {"id": STRING, "model": STRING, "usage": OBJECT},
+    ),
+    "Tokens": record(
+        {}, {"count": INTEGER, "max_model_len": {"type": ["integer", "null"]}, "tokens": {"type": "array"}}
+    ),
+    "Transcription": record({}, {"text": STRING}),
+    "Health": record({"status": const("ok")}),
+    "Readiness": record(
+        {
+            "status": {"type": "string", "enum": ["ready", "starting"]},
+            "models": {"type": "object", "additionalProperties": INTEGER, "description": "replicas by model"},
+        }
+    ),
+    "ReplicaOrder": record({"command": {"type": "string", "enum": ["run", "drain", "stop"]}, "in_flight": INTEGER}),
+}
+
+ERRORS = {
+    400: "Something in the request is wrong; `param` names it.",
+    401: "No key, or a wrong one.",
+    404: "No such model, or nothing under this id.",
+    408: "The request did not arrive in time.",
+    413: "The body is larger than this gateway takes.",
+    415: "The body is compressed, or not JSON in UTF-8.",
+    429: "The engine is overloaded: try again after `retry-after`.",
+    500: "A mistake of the gateway or of the engine.",
+    502: "The engine could not be reached, or broke off.",
+    503: "No replica is ready; the message says why, `retry-after` when to try again.",
+    504: "The engine did not answer in time.",
+}
+"""Every operation has those that can happen to it, and `default`: an engine may say something else, in the same shape."""
+
+_ASKING = (400, 401, 404, 408, 413, 415, 429, 500, 502, 503, 504)
+_LOOKING = (401, 404)
+
+
+# -- what is asked ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One method of one path.
+
+    path      as the route has it
+    body      the shape of a JSON body; or a multipart form's schema
+    also      what else is asked of its fields, as JSON Schema
+    answers   media type -> the name of a schema, of the 200
+    example   a body to try
+    key       needs a key
+    query     name -> schema
+    error     the schema of errors
+    statuses  other answers: status -> (what it means, the name of a schema)
+    """
+
+    method: str
+    path: str
+    tag: str
+    summary: str
+    answers: Mapping[str, str | None]
+    body: Shape | Json | None = None
+    also: Mapping[str, Json] = field(default_factory=dict)
+    example: Json | None = None
+    errors: tuple[int, ...] = _ASKING
+    key: bool = True
+    query: Mapping[str, Json] = field(default_factory=dict)
+    error: str = "Error"
+    statuses: Mapping[int, tuple[str, str]] = field(default_factory=dict)
+
+
+_HELLO = [{"role": "user", "content": "Hello!"}]
+_MESSAGES: Json = {**SOME, "items": record({"role": STRING})}
+_TURNS: Json = {
+    **SOME,
+    "items": record({"role": {"enum": ["user", "assistant", "system"]}, "content": {"type": ["string", "array"]}}),
+}
+_NOT_STREAMED: Json = {"stream": {"const": False}}
+_RANKED: Json = {
+    "documents": {**SOME, "items": {"anyOf": [STRING, record({"text": STRING})]}},
+    "top_n": {"minimum": 1},
+    **_NOT_STREAMED,
+}
+_FORM: Json = record(
+    {"file": {"type": "string", "contentMediaType": "application/octet-stream"}, "model": STRING},
+    {
+        "language": STRING,
+        "prompt": STRING,
+        "response_format": STRING,
+        "temperature": NUMBER,
+        "stream": BOOLEAN,
+    },
+)
+
+OPERATIONS = (
+    Operation(
+        "post", chat.PATH, "Chat", "Answer a conversation",
+        {JSON: "ChatCompletion", EVENTS: "ChatCompletionChunk"},
+        chat._SHAPE, {"messages": _MESSAGES},
+        {"model": "MODEL", "messages": _HELLO},
+    ),
+    Operation(
+        "post", completions.PATH, "Chat", "Continue a text",
+        {JSON: "Completion", EVENTS: "Completion"},
+        completions._SHAPE, {"prompt": SOME},
+        {"model": "MODEL", "prompt": "Once upon a time"},
+    ),
+    Operation(
+        "post", embeddings.PATH, "Embeddings", "Turn texts into vectors",
+        {JSON: "EmbeddingList"},
+        embeddings._SHAPE, {"input": SOME, **_NOT_STREAMED},
+        {"model": "MODEL", "input": "Hello!"},
+    ),
+    *(
+        Operation(
+            "post", path, "Embeddings", "Rank documents by a query, in Cohere's and Jina's shape",
+            {JSON: "Ranking"},
+            rerank._SHAPE, _RANKED,
+            {"model": "MODEL", "query": "fruit", "documents": ["an apple", "a car"]},
+        )
+        for path in (rerank.PATH, *rerank.ALSO_AT)
+    ),
+    Operation(
+        "post", responses.PATH, "Responses", "Answer, and keep the answer for later",
+        {JSON: "Response", EVENTS: "ResponseEvent"},
+        responding._SHAPE, {},
+        {"model": "MODEL", "input": "Hello!"},
+    ),
+    Operation("get", responses.StoredResponse.path, "Responses", "Show a kept response", {JSON: "Response"},
+              errors=(400, *_LOOKING), query={"stream": STRING}),
+    Operation("delete", responses.StoredResponse.path, "Responses", "Forget a kept response",
+              {JSON: "ResponseDeleted"}, errors=_LOOKING),
+    Operation("post", responses.CancelResponse.path, "Responses", "Always refused: nothing is made in the background",
+              {}, errors=(400, *_LOOKING)),
+    Operation(
+        "get", responses.InputItems.path, "Responses", "What a kept response was made from", {JSON: "ItemList"},
+        errors=(400, *_LOOKING),
+        query={
+            "limit": {"type": "integer", "minimum": 1, "maximum": 100},
+            "order": {"type": "string", "enum": ["asc", "desc"]},
+            "after": STRING,
+        },
+    ),
+    Operation(
+        "post", CreateMessage.path, "Anthropic", "Answer a conversation, in Anthropic's shape",
+        {JSON: "Message", EVENTS: "MessageEvent"},
+        anthropic._SHAPE, {"messages": _TURNS, "max_tokens": {"minimum": 1}},
+        {"model": "MODEL", "max_tokens": 100, "messages": _HELLO},
+        error="AnthropicError",
+    ),
+    Operation(
+        "post", CountTokens.path, "Anthropic", "Count a conversation's tokens, in Anthropic's shape",
+        {JSON: "TokenCount"},
+        anthropic._COUNT_SHAPE, {"messages": _TURNS},
+        {"model": "MODEL", "messages": _HELLO},
+        error="AnthropicError",
+    ),
+    Operation(
+        "post", audio.PATH, "Audio", "Write down what is said",
+        {JSON: "Transcription", TEXT: None, EVENTS: "Transcription"},
+        _FORM,
+    ),
+    Operation(
+        "post", tokenize.PATH, "Models", "Show a prompt's or a conversation's tokens, where the engine can",
+        {JSON: "Tokens"},
+        tokenize._SHAPE, {**_NOT_STREAMED},
+        {"model": "MODEL", "prompt": "Hello!"},
+    ),
+    Operation("get", ListModels.path, "Models", "List the models", {JSON: "ModelList"}, errors=(401,)),
+    Operation("get", ShowModel.path, "Models", "Show a model, whose id may hold slashes", {JSON: "Model"},
+              errors=_LOOKING),
+    Operation("get", Health.path, "Service", "Whether this process answers", {JSON: "Health"}, errors=(), key=False),
+    Operation("get", Ready.path, "Service", "Whether a model answers", {JSON: "Readiness"}, errors=(), key=False,
+              statuses={503: ("None does yet.", "Readiness")}),
+    Operation("get", ShowMetrics.path, "Service", "Metrics, in Prometheus' text format", {TEXT: None}, errors=(),
+              key=False),
+    Operation("get", "/openapi.json", "Service", "This description", {JSON: None}, errors=(), key=False),
+    Operation("get", "/docs", "Service", "This description as a page", {"text/html": None}, errors=(), key=False),
+    Operation("post", Reports.path, "Service", "Where replicas report, with tokens of their own",
+              {JSON: "ReplicaOrder"}, OBJECT, errors=(400, 401, 408, 413, 415), key=False),
+)  # fmt: skip
+
+
+# -- the document ----------------------------------------------------------------------------------------------------
+
+
+def document(routes: Iterable[Route]) -> Json:
+    """OpenAPI 3.1 of these routes. HEAD, which goes with every GET, is not mentioned."""
+    served = {(method.lower(), route.path) for route in routes for method in route.methods or ()}
+    paths: dict[str, Json] = {}
+    for operation in OPERATIONS:
+        if (operation.method, operation.path) in served:
+            paths.setdefault(public_path(operation.path), {})[operation.method] = _described(operation)
+    return {
+        "openapi": "3.1.1",
+        "info": {
+            "title": "slurmgate",
+            "version": importlib.metadata.version("slurmgate"),
+            "summary": "An OpenAI-compatible gateway to the models of this cluster.",
+            "description": (
+                "Every answer has `x-request-id`, which the gateway's log has too. Errors have the body `Error`, "
+                "`retry-after` where trying again makes sense. Parameters that are not named here reach the engine. "
+                "A stream that fails after its first event ends in an event with an `Error`."
+            ),
+            "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        },
+        "servers": [{"url": "/"}],
+        "paths": paths,
+        "components": {
+            "schemas": _needed(paths),
+            "securitySchemes": {
+                "key": {
+                    "type": "http",
+                    "scheme": "bearer",
+                    "description": "Not needed while the gateway has no keys and only this machine can reach it.",
+                },
+                "x-api-key": {
+                    "type": "apiKey",
+                    "in": "header",
+                    "name": "x-api-key",
+                    "description": "As Anthropic has it.",
+                },
+            },
+        },
+    }
+
+
+def public_path(path: str) -> str:
+    """A route's path without Starlette's converters: `{id:path}` -> `{id}`."""
+    return re.sub(r"{(\w+):\w+}", r"{\1}", path)
+
+
+def _described(operation: Operation) -> Json:
+    path = public_path(operation.path)
+    words = re.findall(r"\w+", path.removeprefix("/v1"))
+    described: Json = {"operationId": "_".join([operation.method, *words]), "summary": operation.summary}
+    described["tags"] = [operation.tag]
+    described["security"] = [{"key": []}, {"x-api-key": []}] if operation.key else []
+    parameters = [
+        {"name": name, "in": "path", "required": True, "schema": STRING} for name in re.findall(r"{(\w+)}", path)
+    ] + [{"name": name, "in": "query", "schema": schema} for name, schema in operation.query.items()]
+    if parameters:
+        described["parameters"] = parameters
+    if operation.body is not None:
+        described["requestBody"] = {"required": True, "content": _asked(operation)}
+    answered: Json = {}
+    if operation.answers:
+        answered["200"] = {"description": "The answer.", "content": _answered(operation)}
+    for status, (meaning, schema) in operation.statuses.items():
+        answered[str(status)] = {"description": meaning, "content": {JSON: {"schema": ref(schema)}}}
+    failed = {"content": {JSON: {"schema": ref(operation.error)}}}
+    for status in operation.errors:
+        answered[str(status)] = {"description": ERRORS[status], **failed}
+    answered["default"] = {"description": "Any other error.", **failed}
+    described["responses"] = answered
+    return described
+
+
+def _asked(operation: Operation) -> Json:
+    if not isinstance(operation.body, Shape):
+        kind = "multipart/form-data" if operation.body is _FORM else JSON
+        return {kind: {"schema": operation.body}}
+    content: Json = {"schema": shaped(operation.body, operation.also)}
+    if operation.example is not None:
+        content["example"] = operation.example
+    return {JSON: content}
+
+
+def _answered(operation: Operation) -> Json:
+    content: Json = {}
+    for kind, name in operation.answers.items():
+        if kind == EVENTS:
+            text = f"with `stream: true`: `data: {{...}}` lines, each a {name}, a blank line after each event"
+            content[kind] = {"schema": {"type": "string", "description": text, "contentSchema": ref(name or "")}}
+        elif name is None:
+            content[kind] = {"schema": OBJECT if kind == JSON else STRING}
+        else:
+            content[kind] = {"schema": ref(name)}
+    return content
+
+
+def _needed(paths: Json) -> Json:
+    """The schemas that are referred to, in their order."""
+    found: set[str] = set()
+    new = _references(paths)
+    while new:
+        found |= new
+        new = _references([SCHEMAS[name] for name in new]) - found
+    return {name: schema for name, schema in SCHEMAS.items() if name in found}
+
+
+def _references(value: Any) -> set[str]:
+    if isinstance(value, dict):
+        own = {value["$ref"].rsplit("/", 1)[1]} if "$ref" in value else set()
+        return own.union(*map(_references, value.values()))
+    if isinstance(value, list):
+        return set().union(*map(_references, value))
+    return set()
