@@ -6,13 +6,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: serve test lint bench lock slurm-install slurm-up slurm-down clean
+.PHONY: serve test lint bench lock clients slurm-install slurm-up slurm-down clean
 
 serve: $(READY)
 	$(BIN)/slurmgate serve --port $(PORT) $(if $(STATE_DIR),--state-dir $(STATE_DIR))
 
-test: $(READY) slurm-install
-	$(BIN)/python -m pytest
+test: $(READY) slurm-install clients
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -27,10 +27,19 @@ bench: $(READY)
 lock:
 	uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes \
 	  --no-emit-index-url --no-header --upgrade --quiet --output-file requirements.lock
+	for client in openai2 openai3 langchain node; do \
+	  uv pip compile tests/clients/$$client.in --universal --python-version 3.11 --generate-hashes \
+	    --no-emit-index-url --no-header --upgrade --quiet --output-file tests/clients/$$client.lock || exit 1; \
+	done
+	cd tests/clients && PATH=$(CURDIR)/.clients/node/bin:$$PATH npm update --package-lock-only --no-audit --no-fund
 
 # a real Slurm for the tests; where it cannot be had, pytest says why and skips them
 slurm-install:
 	-@SLURMLAB_DBD=1 tests/acceptance/slurm_cluster.sh install
+
+# the clients that the acceptance tests run; where one cannot be had, pytest says so and skips its tests
+clients: $(READY)
+	-@tests/clients/install.sh $(BIN)/python
 
 slurm-up:
 	tests/acceptance/slurm_cluster.sh up
@@ -39,7 +48,7 @@ slurm-down:
 	tests/acceptance/slurm_cluster.sh down
 
 clean:
-	rm -rf $(VENV) .venv-bench .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf $(VENV) .venv-bench .clients .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 
 $(READY): requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "slurmgate needs Python 3.11 or newer: make PYTHON=...")'

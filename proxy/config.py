@@ -234,6 +234,8 @@ class Model(Section):
                 raise ValueError(f"expected `{key}` only with `{way}`")
         if self.source and self.runtime != "none" and not self.image:
             raise ValueError(f"expected `image`, the container image, since runtime is {self.runtime!r}")
+        if self.source and self.task == "generate" and not ENGINES[self.engine].generates:
+            raise ValueError(f"expected task = 'embed': {self.engine} does not generate")
         if self.engine and self.task == "embed" and not ENGINES[self.engine].embeds:
             raise ValueError(f"expected task = 'generate': {self.engine} does not serve embeddings")
         if self.api_key_env and not (self.urls or self.hosted):

@@ -51,7 +51,7 @@ def many(items: Json, **more: Any) -> Json:
     return {"type": "array", "items": items, **more}
 
 
-def record(required: Json, optional: Json | None = None) -> Json:
+def obj(required: Json, optional: Json | None = None) -> Json:
     """An object; fields beyond these may be there."""
     return {"type": "object", "required": [*required], "properties": {**required, **(optional or {})}}
 
@@ -76,8 +76,8 @@ def shaped(shape: Shape, also: Mapping[str, Json]) -> Json:
 
 # -- what is answered ------------------------------------------------------------------------------------------------
 
-_USAGE = record({"prompt_tokens": INTEGER, "total_tokens": INTEGER}, {"completion_tokens": INTEGER})
-_TOOL_CALLS = many(record({}, {"id": TEXT_OR_NULL, "type": TEXT_OR_NULL, "index": INTEGER, "function": OBJECT}))
+_USAGE = obj({"prompt_tokens": INTEGER, "total_tokens": INTEGER}, {"completion_tokens": INTEGER})
+_TOOL_CALLS = many(obj({}, {"id": TEXT_OR_NULL, "type": TEXT_OR_NULL, "index": INTEGER, "function": OBJECT}))
 _SAID: Json = {
     "role": TEXT_OR_NULL,
     "content": TEXT_OR_NULL,
@@ -85,52 +85,52 @@ _SAID: Json = {
     "tool_calls": {"anyOf": [_TOOL_CALLS, {"type": "null"}]},
 }
 _FINISH: Json = {"finish_reason": TEXT_OR_NULL, "logprobs": {"type": ["object", "null"]}}
-_MODEL = record({"id": STRING, "object": const("model"), "created": INTEGER, "owned_by": STRING})
+_MODEL = obj({"id": STRING, "object": const("model"), "created": INTEGER, "owned_by": STRING})
 
 SCHEMAS: dict[str, Json] = {
-    "Error": record(
+    "Error": obj(
         {
-            "error": record(
+            "error": obj(
                 {"message": STRING, "type": STRING, "param": TEXT_OR_NULL, "code": TEXT_OR_NULL},
             )
         }
     ),
-    "AnthropicError": record({"type": const("error"), "error": record({"type": STRING, "message": STRING})}),
-    "ChatCompletion": record(
+    "AnthropicError": obj({"type": const("error"), "error": obj({"type": STRING, "message": STRING})}),
+    "ChatCompletion": obj(
         {
             "id": STRING,
             "object": const("chat.completion"),
             "created": INTEGER,
             "model": STRING,
-            "choices": many(record({"index": INTEGER, "message": record({}, _SAID)}, _FINISH)),
+            "choices": many(obj({"index": INTEGER, "message": obj({}, _SAID)}, _FINISH)),
         },
         {"usage": {"anyOf": [_USAGE, {"type": "null"}]}},
     ),
-    "ChatCompletionChunk": record(
+    "ChatCompletionChunk": obj(
         {
             "id": STRING,
             "object": const("chat.completion.chunk"),
             "created": INTEGER,
             "model": STRING,
-            "choices": many(record({"index": INTEGER, "delta": record({}, _SAID)}, _FINISH)),
+            "choices": many(obj({"index": INTEGER, "delta": obj({}, _SAID)}, _FINISH)),
         },
         {"usage": {"anyOf": [_USAGE, {"type": "null"}]}},
     ),
-    "Completion": record(
+    "Completion": obj(
         {
             "id": STRING,
             "object": const("text_completion"),
             "created": INTEGER,
             "model": STRING,
-            "choices": many(record({"index": INTEGER, "text": STRING}, _FINISH)),
+            "choices": many(obj({"index": INTEGER, "text": STRING}, _FINISH)),
         },
         {"usage": {"anyOf": [_USAGE, {"type": "null"}]}},
     ),
-    "EmbeddingList": record(
+    "EmbeddingList": obj(
         {
             "object": const("list"),
             "data": many(
-                record(
+                obj(
                     {
                         "object": const("embedding"),
                         "index": INTEGER,
@@ -146,8 +146,8 @@ SCHEMAS: dict[str, Json] = {
         {"usage": _USAGE},
     ),
     "Model": _MODEL,
-    "ModelList": record({"object": const("list"), "data": many(ref("Model"))}),
-    "Response": record(
+    "ModelList": obj({"object": const("list"), "data": many(ref("Model"))}),
+    "Response": obj(
         {
             "id": STRING,
             "object": const("response"),
@@ -158,9 +158,9 @@ SCHEMAS: dict[str, Json] = {
         },
         {"error": {"type": ["object", "null"]}, "usage": {"type": ["object", "null"]}},
     ),
-    "ResponseEvent": record({"type": STRING}, {"sequence_number": INTEGER, "response": ref("Response")}),
-    "ResponseDeleted": record({"id": STRING, "object": const("response"), "deleted": {"const": True}}),
-    "ItemList": record(
+    "ResponseEvent": obj({"type": STRING}, {"sequence_number": INTEGER, "response": ref("Response")}),
+    "ResponseDeleted": obj({"id": STRING, "object": const("response"), "deleted": {"const": True}}),
+    "ItemList": obj(
         {
             "object": const("list"),
             "data": OBJECTS,
@@ -169,7 +169,7 @@ SCHEMAS: dict[str, Json] = {
             "has_more": BOOLEAN,
         }
     ),
-    "Message": record(
+    "Message": obj(
         {
             "id": STRING,
             "type": const("message"),
@@ -181,24 +181,22 @@ SCHEMAS: dict[str, Json] = {
         },
         {"stop_sequence": TEXT_OR_NULL},
     ),
-    "MessageEvent": record({"type": STRING}),
-    "TokenCount": record({"input_tokens": INTEGER}),
-    "Ranking": record(
-        {"results": many(record({"index": INTEGER, "relevance_score": NUMBER}, {"document": {}}))},
+    "MessageEvent": obj({"type": STRING}),
+    "TokenCount": obj({"input_tokens": INTEGER}),
+    "Ranking": obj(
+        {"results": many(obj({"index": INTEGER, "relevance_score": NUMBER}, {"document": {}}))},
         {"id": STRING, "model": STRING, "usage": OBJECT},
     ),
-    "Tokens": record(
-        {}, {"count": INTEGER, "max_model_len": {"type": ["integer", "null"]}, "tokens": {"type": "array"}}
-    ),
-    "Transcription": record({}, {"text": STRING}),
-    "Health": record({"status": const("ok")}),
-    "Readiness": record(
+    "Tokens": obj({}, {"count": INTEGER, "max_model_len": {"type": ["integer", "null"]}, "tokens": {"type": "array"}}),
+    "Transcription": obj({}, {"text": STRING}),
+    "Health": obj({"status": const("ok")}),
+    "Readiness": obj(
         {
             "status": {"type": "string", "enum": ["ready", "starting"]},
             "models": {"type": "object", "additionalProperties": INTEGER, "description": "replicas by model"},
         }
     ),
-    "ReplicaOrder": record({"command": {"type": "string", "enum": ["run", "drain", "stop"]}, "in_flight": INTEGER}),
+    "ReplicaOrder": obj({"command": {"type": "string", "enum": ["run", "drain", "stop"]}, "in_flight": INTEGER}),
 }
 
 ERRORS = {
@@ -214,7 +212,7 @@ ERRORS = {
     503: "No replica is ready; the message says why, `retry-after` when to try again.",
     504: "The engine did not answer in time.",
 }
-"""Every operation has those that can happen to it, and `default`: an engine may say something else, in the same shape."""
+"""Every operation has those that can happen to it, and `default`: an engine may say something else, in this shape."""
 
 _ASKING = (400, 401, 404, 408, 413, 415, 429, 500, 502, 503, 504)
 _LOOKING = (401, 404)
@@ -254,18 +252,18 @@ class Operation:
 
 
 _HELLO = [{"role": "user", "content": "Hello!"}]
-_MESSAGES: Json = {**SOME, "items": record({"role": STRING})}
+_MESSAGES: Json = {**SOME, "items": obj({"role": STRING})}
 _TURNS: Json = {
     **SOME,
-    "items": record({"role": {"enum": ["user", "assistant", "system"]}, "content": {"type": ["string", "array"]}}),
+    "items": obj({"role": {"enum": ["user", "assistant", "system"]}, "content": {"type": ["string", "array"]}}),
 }
 _NOT_STREAMED: Json = {"stream": {"const": False}}
 _RANKED: Json = {
-    "documents": {**SOME, "items": {"anyOf": [STRING, record({"text": STRING})]}},
+    "documents": {**SOME, "items": {"anyOf": [STRING, obj({"text": STRING})]}},
     "top_n": {"minimum": 1},
     **_NOT_STREAMED,
 }
-_FORM: Json = record(
+_FORM: Json = obj(
     {"file": {"type": "string", "contentMediaType": "application/octet-stream"}, "model": STRING},
     {
         "language": STRING,
@@ -416,7 +414,7 @@ def public_path(path: str) -> str:
 
 def _described(operation: Operation) -> Json:
     path = public_path(operation.path)
-    words = re.findall(r"\w+", path.removeprefix("/v1"))
+    words = re.findall(r"\w+", path)
     described: Json = {"operationId": "_".join([operation.method, *words]), "summary": operation.summary}
     described["tags"] = [operation.tag]
     described["security"] = [{"key": []}, {"x-api-key": []}] if operation.key else []

@@ -65,6 +65,7 @@ class Connection(HttpToolsProtocol):
         super().__init__(*args, **kwargs)
         self.on_gone: Callable[[], None] | None = None
         self.sending_since: float | None = None
+        self._lingering: asyncio.TimerHandle | None = None
         self._sent_much = False  # more in one read than a head may have: heads are measured from then on
         self._got_body = False
         self._waste = 0  # bytes read for this request since the last that brought some of its body
@@ -78,6 +79,8 @@ class Connection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self._unset_keepalive_if_required()  # uvicorn leaves the timer, and with it all of this, after a reset
+        if self._lingering is not None:
+            self._lingering.cancel()
         on_gone, self.on_gone = self.on_gone, None
         if on_gone is not None:
             on_gone()
@@ -271,7 +274,7 @@ class Connection(HttpToolsProtocol):
             with contextlib.suppress(OSError):  # it has gone already
                 self.transport.write_eof()
             self.flow.resume_reading()
-            self.loop.call_later(LINGER_S, self.transport.close)
+            self._lingering = self.loop.call_later(LINGER_S, self.transport.close)
 
 
 def connection_of(scope: Scope) -> Connection:
