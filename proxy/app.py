@@ -51,7 +51,7 @@ from .routes.models import ListModels, ShowModel
 from .routes.responses import CancelResponse, CreateResponse, InputItems, StoredResponse
 from .state import StateDir
 from .stored_responses import StoredResponses
-from .writer import writer_for
+from .writer import forget_writer, writer_for
 
 SIGNAL_LEAD_S = 120
 """Slurm warns the agent this long before the wall time (and may do so up to a minute early)."""
@@ -248,7 +248,10 @@ class Gateway:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         scope["app"] = self  # Starlette's router then raises its 404 and 405, which Edge translates
-        await self._app(scope, receive, writer_for(scope, send))
+        try:
+            await self._app(scope, receive, writer_for(scope, send))
+        finally:
+            forget_writer(scope)
 
     # -- life ---------------------------------------------------------------------------------------------------------
 

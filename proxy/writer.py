@@ -115,6 +115,11 @@ def writer_for(scope: Scope, send: Send) -> Send:
     return writer
 
 
+def forget_writer(scope: Scope) -> None:
+    """Break the circle of scope, writer and cycle, so that a finished request is freed at once and not collected."""
+    scope.pop(_KEY, None)
+
+
 def push_of(scope: Scope) -> Callable[[bytes], bool] | None:
     """`Writer.push` of a request, where it has one."""
     writer: Writer | None = scope.get(_KEY)

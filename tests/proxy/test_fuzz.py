@@ -20,6 +20,7 @@ import schemathesis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from schemathesis import checks
+from schemathesis.core.result import Ok
 
 from proxy import openapi, shapes
 from tests.fakes.chat_engine import Answers, Request, Write, read_head
@@ -111,7 +112,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     thread = threading.Thread(target=run, name="gateway")
     thread.start()
     try:
-        yield until_sync(lambda: (started or failed) and started[0])
+        until_sync(lambda: started or failed)
+        yield started[0]
     finally:
         loop.call_soon_threadsafe(over.set)
         thread.join()
@@ -266,11 +268,12 @@ def test_what_the_description_allows_is_answered_as_it_says(served: Served) -> N
     connection.close()
     asked = []
     for found in schema.get_all_operations():
+        assert isinstance(found, Ok)
         operation = found.ok()
 
         @settings(quick, max_examples=20)
         @given(operation.as_strategy())
-        def ask(case: schemathesis.Case) -> None:
+        def ask(case: schemathesis.Case[Any]) -> None:
             if isinstance(case.body, dict) and "model" in case.body:
                 case.body["model"] = "m"
             asked.append(case.path)
