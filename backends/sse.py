@@ -28,6 +28,9 @@ EVENT_BYTES = 4 * 1024 * 1024
 
 DONE = b"data: [DONE]\n\n"
 
+PARSED_WHOLE_BYTES = 4096
+"""Up to here parsing a reply is quicker than looking for a part of it."""
+
 
 def error_event(error: GatewayError) -> bytes:
     """An error as an event: the SDK raises `APIError` on it."""
@@ -244,6 +247,12 @@ _USAGE_OBJECT = re.compile(rb"\s*(\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\})")  # its deta
 def usage_of(body: bytes) -> Usage | None:
     """The token counts of a plain JSON reply, found from its end without parsing what may be megabytes of vectors."""
     end = len(body)
+    if end <= PARSED_WHOLE_BYTES:
+        try:
+            reply = orjson.loads(body)
+        except orjson.JSONDecodeError:
+            return None
+        return _usage(reply.get("usage")) if isinstance(reply, dict) else None
     while (start := body.rfind(b'"usage":', 0, end)) >= 0:
         end = start
         # in a string the quote would have a backslash before it, or the key would be longer

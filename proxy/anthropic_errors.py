@@ -6,6 +6,8 @@ all look as Anthropic's SDK expects. Everything else passes at the cost of one l
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
+
 import orjson
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -19,10 +21,8 @@ class AnthropicErrors:
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if _is_theirs(scope.get("path", "")):
-            send = _Sender(send)
-        await self._app(scope, receive, send)
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        return self._app(scope, receive, _Sender(send) if _is_theirs(scope["path"]) else send)
 
 
 def _is_theirs(path: str) -> bool:

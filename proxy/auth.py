@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
+
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from backends.errors import NotAuthenticated
@@ -57,7 +59,7 @@ class Authentication:
         self._app = app
         self._ring = ring
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         if scope["path"].startswith(GUARDED):
             authorization = None
             for name, value in scope["headers"]:
@@ -67,4 +69,4 @@ class Authentication:
                 if name == b"x-api-key":  # Anthropic's SDK; where both are sent, `Authorization` counts
                     authorization = authorization or b"Bearer " + value
             record_of(scope).key_id = self._ring.key_id(authorization)
-        await self._app(scope, receive, send)
+        return self._app(scope, receive, send)

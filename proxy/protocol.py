@@ -58,6 +58,7 @@ class Connection(HttpToolsProtocol):
     """One client's connection.
 
     on_gone        called once when the client is gone; set and unset by whoever answers the current request
+    idle_since     when the last answer ended, if no request has begun since, in the loop's time
     sending_since  when the client began to send a request that is not whole yet, in the loop's time; None between
     """
 
@@ -65,6 +66,7 @@ class Connection(HttpToolsProtocol):
         super().__init__(*args, **kwargs)
         self.on_gone: Callable[[], None] | None = None
         self.sending_since: float | None = None
+        self.idle_since: float | None = None
         self._lingering: asyncio.TimerHandle | None = None
         self._sent_much = False  # more in one read than a head may have: heads are measured from then on
         self._got_body = False
@@ -78,7 +80,6 @@ class Connection(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        self._unset_keepalive_if_required()  # uvicorn leaves the timer, and with it all of this, after a reset
         if self._lingering is not None:
             self._lingering.cancel()
         on_gone, self.on_gone = self.on_gone, None
@@ -86,7 +87,7 @@ class Connection(HttpToolsProtocol):
             on_gone()
 
     def data_received(self, data: bytes) -> None:
-        """Unlike uvicorn's this lets the keep-alive timer run until a request begins: stray bytes do not stop it."""
+        """As uvicorn's, but for what is refused."""
         size = len(data)
         if size > HEAD_LIMIT:
             self._sent_much = True
@@ -127,7 +128,7 @@ class Connection(HttpToolsProtocol):
     # -- what the parser tells ----------------------------------------------------------------------------------------
 
     def on_message_begin(self) -> None:
-        self._unset_keepalive_if_required()
+        self.idle_since = None
         super().on_message_begin()
         cast(dict[str, Any], self.scope)[_KEY] = self
         self.sending_since = self.loop.time()
@@ -135,7 +136,7 @@ class Connection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         super().on_headers_complete()  # makes the task, which begins after this read
-        self._unset_keepalive_if_required()
+        self.idle_since = None  # an earlier answer may have ended since this request began
         headers = self.headers
         fields = dict(headers)
         if (
@@ -180,6 +181,18 @@ class Connection(HttpToolsProtocol):
         if len(cycle.body) > HIGH_WATER_LIMIT:
             self.flow.pause_reading()
         cycle.message_event.set()
+
+    def on_response_complete(self) -> None:
+        """As uvicorn's, but that idle connections are closed by `Patience`: a timer for each request costs."""
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            cycle, app = self.pipeline.pop()
+            self._start_asgi_task(cycle, app)
+        else:
+            self.idle_since = self.loop.time()
 
     def on_message_complete(self) -> None:
         self.sending_since = None
@@ -351,20 +364,27 @@ _NO_TRAILERS = _NoTrailers()
 
 
 class Patience:
-    """Lets go of clients that send too slowly, all of them by one timer. To be started in the server's event loop."""
+    """Lets go of clients that send too slowly or nothing more, all by one timer. To be started in the event loop.
 
-    def __init__(self, connections: set[Any], limit_s: float) -> None:
+    limit_s        for a request, from its first byte to its last
+    keep_alive_s   between two requests
+    """
+
+    def __init__(self, connections: set[Any], limit_s: float, keep_alive_s: float) -> None:
         self._connections = connections
         self._limit_s = limit_s
+        self._keep_alive_s = keep_alive_s
         self._handle: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
         loop = asyncio.get_running_loop()
-        oldest = loop.time() - self._limit_s
+        now = loop.time()
         for connection in tuple(self._connections):
-            if connection.sending_since is not None and connection.sending_since < oldest:
+            if connection.sending_since is not None and now - connection.sending_since > self._limit_s:
                 connection.too_slow()
-        self._handle = loop.call_later(min(1.0, self._limit_s / 4), self.start)
+            elif connection.idle_since is not None and now - connection.idle_since > self._keep_alive_s:
+                connection.transport.close()
+        self._handle = loop.call_later(min(1.0, self._limit_s / 4, self._keep_alive_s / 4), self.start)
 
     def stop(self) -> None:
         if self._handle is not None:

@@ -23,6 +23,9 @@ from .logging import configure
 from .protocol import Connection, Patience
 from .state import StateDir
 
+KEEP_ALIVE_S = 75.0
+"""An idle client is let go after this; longer than the 60 s for which load balancers usually keep theirs."""
+
 
 class CannotListen(Exception):
     """The address is taken, or not ours."""
@@ -77,11 +80,10 @@ class Server(uvicorn.Server):
                 server_header=False,
                 proxy_headers=False,  # nothing here asks who the client is; it would wrap every request
                 date_header=False,
-                timeout_keep_alive=75,
                 timeout_graceful_shutdown=int(config.shutdown_grace_s),
             )
         )
-        self._patience = Patience(self.server_state.connections, config.body_timeout_s)
+        self._patience = Patience(self.server_state.connections, config.body_timeout_s, KEEP_ALIVE_S)
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         self._patience.start()

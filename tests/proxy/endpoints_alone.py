@@ -101,7 +101,15 @@ async def serving(engine: Engine, directory: Path, *more_paths: str, max_body: i
     log, lines = configure(descriptor)
     app = AnthropicErrors(Edge(Authentication(_Routes(routes), ring), log, RequestsLog(lines), Metrics(list)))
     listener = listen("127.0.0.1", 0)
-    config = uvicorn.Config(app, http=Connection, ws="none", lifespan="off", access_log=False, log_config=None)
+    config = uvicorn.Config(
+        app,
+        http=Connection,
+        ws="none",
+        lifespan="off",
+        access_log=False,
+        log_config=None,
+        interface="asgi3",
+    )
     server = uvicorn.Server(config)
     task = asyncio.create_task(server._serve([listener]), name="server")
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"

@@ -1,4 +1,4 @@
-"""A finished request is freed at once. Circles would wait for the collector, which then stops everything for a while."""
+"""A finished request is freed at once: circles would wait for the collector, which then stops everything."""
 
 from __future__ import annotations
 

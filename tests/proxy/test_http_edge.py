@@ -232,6 +232,16 @@ async def test_fields_after_a_body_are_not_taken_for_headers(tmp_path: Path) -> 
         assert_refused(await client.answer(), 401, "invalid_api_key")
 
 
+class AnswersWhenTold(Answers):
+    def __init__(self) -> None:
+        super().__init__()
+        self.told = asyncio.Event()
+
+    async def answer(self, request: Request, write: Write) -> bool:
+        await self.told.wait()
+        return await super().answer(request, write)
+
+
 # -- too large, too slow, too many -----------------------------------------------------------------------------------
 
 
@@ -331,13 +341,6 @@ async def test_many_connections_that_send_nothing_are_in_nobodys_way(tmp_path: P
 async def test_who_waits_for_an_earlier_answer_is_not_taken_for_slow(tmp_path: Path) -> None:
     """Nothing more is read of a second request while the first is being answered, so it cannot arrive."""
 
-    class AnswersWhenTold(Answers):
-        told = asyncio.Event()
-
-        async def answer(self, request: Request, write: Write) -> bool:
-            await self.told.wait()
-            return await super().answer(request, write)
-
     more = "[server]\nbody_timeout_s = 0.5"
     async with AnswersWhenTold() as engine, serving(config(engine, more), tmp_path) as served:
         async with connected(served) as client:
@@ -350,6 +353,24 @@ async def test_who_waits_for_an_earlier_answer_is_not_taken_for_slow(tmp_path: P
             engine.told.set()
             for _ in range(3):
                 assert (await client.answer()).status == 200
+
+
+async def test_idle_is_who_has_been_answered_and_asks_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not who began to ask again before the answer was out, and waits for an engine now."""
+    monkeypatch.setattr("proxy.server.KEEP_ALIVE_S", 0.2)
+    async with AnswersWhenTold() as engine, serving(config(engine), tmp_path) as served:
+        async with connected(served) as client, connected(served) as idle:
+            data = post(QUESTION)
+            await client.send(GET + b"\r\n" + data[:30])
+            assert (await client.answer()).status == 200
+            await client.send(data[30:])
+            await engine.request()
+            await idle.send(GET + b"\r\n")
+            assert (await idle.answer()).status == 200
+            await idle.send(b"\r\n")  # a stray line end is no request
+            assert await idle.rest() == b""
+            engine.told.set()
+            assert (await client.answer()).status == 200
 
 
 # -- several requests on one connection ------------------------------------------------------------------------------

@@ -62,7 +62,7 @@ def assert_error(response: httpx.Response, status: int, kind: str) -> str:
 async def test_a_question_is_answered_by_chat(tmp_path: Path) -> None:
     async with Answers() as engine, serving(engine, tmp_path) as served:
         response = await post(served)
-        assert response.status_code == 200
+        assert response.status_code == 200, response.text
         assert response.headers["request-id"].startswith("req_")
         message = response.json()
         assert message["content"] == [{"type": "text", "text": "".join(WORDS)}]
