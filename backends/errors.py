@@ -5,7 +5,6 @@
     |   |-- NotAuthenticated      401  no key, or a wrong one
     |   |-- NotFound              404  unknown model, unknown route
     |   |-- MethodNotAllowed      405
-    |   |-- RequestTimeout        408  the client sent its body too slowly
     |   `-- RequestTooLarge       413
     |-- Unavailable               503  no replica can take the request now; the message says why
     |-- EngineRefused             the engine's own error, its status and message kept

@@ -43,6 +43,7 @@ from .middleware import Edge
 from .providers import foreign_backends, links_of
 from .registry import Entry, Registry
 from .routes import audio, chat, completions, embeddings, rerank, tokenize
+from .routes.description import describing
 from .routes.health import Health, Ready, ShowMetrics
 from .routes.inference import Inference
 from .routes.internal import Reports
@@ -242,6 +243,7 @@ class Gateway:
             Route(ShowMetrics.path, ShowMetrics(self._metrics), methods=["GET"]),
             Route(Reports.path, Reports(self.launcher, bodies), methods=["POST"]),
         ]
+        routes += describing(routes)
         app: ASGIApp = Shortcut(Router(routes, redirect_slashes=False), routes)
         app = Authentication(app, self._keys)
         return AnthropicErrors(Edge(app, self.log, RequestsLog(self._lines), self._metrics))

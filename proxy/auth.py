@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable
+from urllib.parse import urlsplit
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -12,6 +13,7 @@ from .keys import KeyStore, digest
 from .record import record_of
 
 _BEARER = b"bearer "
+_LOOPBACK = (b"localhost", b"127.0.0.1", b"::1")
 GUARDED = ("/v1/", "/rerank", "/tokenize")
 
 
@@ -48,6 +50,8 @@ class KeyRing:
         key_id = self._valid.get(digest(key.decode("latin-1")))
         if key_id is None:
             raise NotAuthenticated("Incorrect API key provided.")
+        if len(self._seen) > 4 * len(self._valid):  # one key can be written in many ways: blanks, the scheme's case
+            self._seen = {}
         self._seen[authorization] = key_id
         return key_id
 
@@ -68,5 +72,17 @@ class Authentication:
                     break
                 if name == b"x-api-key":  # Anthropic's SDK; where both are sent, `Authorization` counts
                     authorization = authorization or b"Bearer " + value
+            if self._ring.open:
+                check_local(scope)
             record_of(scope).key_id = self._ring.key_id(authorization)
         return self._app(scope, receive, send)
+
+
+def check_local(scope: Scope) -> None:
+    """Without keys, loopback is the only guard, and a page in a browser on this machine passes it: by a name of its own
+    that leads here, or by posting across sites. Both show in the headers. Raises `NotAuthenticated`."""
+    for name, value in scope["headers"]:
+        if name in (b"host", b"origin"):
+            host = urlsplit(b"//" + value if name == b"host" else value).hostname or b""
+            if host not in _LOOPBACK:
+                raise NotAuthenticated("Until there is a key, only programs on this machine are answered.")

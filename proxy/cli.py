@@ -259,6 +259,36 @@ def age(seconds: float) -> str:
 
 
 @app.command()
+def models(config_file: ConfigOption = None, state_dir: StateOption = None) -> None:
+    """List the models that are served, what answers for each, and how many replicas are ready."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from slurm_launcher.states import Status
+    from slurm_launcher.store import ReplicaStore
+
+    from .database import open_database
+
+    config = read_config(config_file)
+    state = open_state(config, state_dir)
+    if config is None:
+        from .embedded import configuration
+
+        config = configuration()
+    replicas = ReplicaStore(open_database(state.database)).load() if state.database.exists() else []
+    table = Table("model", "answered by", "ready", box=None, pad_edge=False)
+    for name, model in config.models.items():
+        ready = sum(r.model == name and r.status is Status.READY for r in replicas)
+        by = model.hosted or model.backend or f"{model.engine} at {', '.join(model.urls)}" if not model.source else ""
+        table.add_row(
+            name,
+            by or f"{model.engine} on {config.launcher.kind}",
+            f"{ready} of {model.replicas}" if model.source else "-",
+        )
+    Console(width=None if sys.stdout.isatty() else 200, markup=False, highlight=False).print(table)
+
+
+@app.command()
 def render(
     model: Annotated[str, typer.Argument(help="A model of the configuration.")],
     config_file: ConfigOption = None,

@@ -4,7 +4,7 @@
         |
         v
     render(...)              script.py     -> the batch script, pure; carries agent.py and a manifest inside
-        |                    engines.py    argv, health and proof of each engine (TGI, vLLM, llama.cpp), pure
+        |                    engines.py    argv, health and proof of each engine, pure; plugins.py adds others'
         |                    runtimes.py   the container around an argv (apptainer, none), pure
         v
     Cluster.submit           cluster.py    the contract: submit, cancel, jobs, ended; "could not ask" is never "gone"

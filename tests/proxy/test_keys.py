@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+from pathlib import Path
+
+import httpx
 import pytest
 from sqlalchemy import Engine, text
 
 from backends.errors import NotAuthenticated
 from proxy.auth import KeyRing
 from proxy.keys import KeyStore
+from tests.in_process import serving
 
 
 def bearer(key: str) -> bytes:
@@ -81,3 +85,33 @@ def test_a_revoked_default_key_is_not_made_again(database: Engine) -> None:
     store.revoke("default")
     store.ensure("default", "sk-sg-abcdef")
     assert [key.revoked_at is None for key in store.list()] == [False]
+
+
+@pytest.mark.parametrize(
+    ("headers", "answered"),
+    [
+        ({}, True),
+        ({"origin": "http://localhost:3000"}, True),
+        ({"host": "evil.example"}, False),
+        ({"origin": "http://evil.example"}, False),
+        ({"origin": "null"}, False),
+    ],
+)
+async def test_without_a_key_pages_of_other_sites_are_not_answered(
+    tmp_path: Path, headers: dict[str, str], answered: bool
+) -> None:
+    async with serving('[models.m]\nengine = "vllm"\nurls = ["http://127.0.0.1:1"]', tmp_path) as served:
+        served.gateway._keys.open = True
+        async with httpx.AsyncClient() as http:
+            response = await http.get(served.url + "/v1/models", headers=headers)
+    assert (response.status_code == 200) is answered
+
+
+def test_one_key_in_many_spellings_does_not_fill_memory(database: Engine) -> None:
+    store = KeyStore(database)
+    key = store.create("ada")
+    ring = KeyRing(store, loopback_only=False)
+    ring.refresh()
+    for blanks in range(1, 200):
+        assert ring.key_id(b"Bearer" + b" " * blanks + key.encode())
+    assert len(ring._seen) < 20
