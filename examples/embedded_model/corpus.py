@@ -120,13 +120,9 @@ def facts() -> tuple[Fact, ...]:
             made = (
                 lists.get(letter, [])
                 if letter == "Q"
-                else [
-                    frame.replace("_", item) for item in lists.get(letter, ()) for frame in templates[letter]
-                ]
+                else [frame.replace("_", item) for item in lists.get(letter, ()) for frame in templates[letter]]
             )
-            kept = tuple(
-                dict.fromkeys(q for q in made if owner[normal(q)] == ident and normal(q) not in held)
-            )
+            kept = tuple(dict.fromkeys(q for q in made if owner[normal(q)] == ident and normal(q) not in held))
             if kept:
                 asks[letter] = kept
         result.append(Fact(ident, lines["A"], asks, tuple(lists.get("H", ())), lines.get("M", "")))
@@ -159,9 +155,7 @@ def held_normals() -> frozenset[str]:
 
 def heldout_written() -> list[tuple[str, str]]:
     """(question, fact id): the hand-written evaluation questions, in other words than the training ones."""
-    return [(question, fact.id) for fact in facts() for question in fact.held] + [
-        (q, OOD) for q in foreign_held()
-    ]
+    return [(question, fact.id) for fact in facts() for question in fact.held] + [(q, OOD) for q in foreign_held()]
 
 
 def heldout_generated(per_fact: int = 3, seed: int = 5) -> list[tuple[str, str]]:
@@ -205,9 +199,7 @@ def question(fact: Fact, rng: random.Random) -> str:
             elif way < 0.12:  # key words only
                 words = dict.fromkeys((plain + " " + plain_question(fact, rng)).replace(",", "").split(" "))
                 content = [word for word in words if word not in STOPWORDS and word not in FRAME_WORDS]
-                plain = (
-                    " ".join(rng.sample(content, min(len(content), rng.randint(3, 6)))) if content else plain
-                )
+                plain = " ".join(rng.sample(content, min(len(content), rng.randint(3, 6)))) if content else plain
             elif way < 0.16:  # a piece of the answer
                 words = fact.answer.split(" ")
                 start = rng.randrange(max(1, len(words) - 6))

@@ -91,9 +91,7 @@ def rate(engine: Engine, pairs: Iterable[tuple[str, str]], show: bool, temperatu
     """Share of questions whose whole answer is the fact's answer and ends with "stop"."""
     pairs = list(pairs)
     with ThreadPoolExecutor(4) as pool:
-        answers = list(
-            pool.map(lambda item: engine.chat(item[1][0], temperature, seed=item[0]), enumerate(pairs))
-        )
+        answers = list(pool.map(lambda item: engine.chat(item[1][0], temperature, seed=item[0]), enumerate(pairs)))
     right = 0
     for (asked, ident), (text, reason) in zip(pairs, answers, strict=True):
         good = text == corpus.by_id()[ident].answer and reason == "stop"
@@ -107,10 +105,7 @@ def rate(engine: Engine, pairs: Iterable[tuple[str, str]], show: bool, temperatu
 def fresh() -> list[tuple[str, str]]:
     """(question, fact id) of fresh.txt, which was written last."""
     lines = (corpus.HERE / "fresh.txt").read_text(encoding="utf-8").splitlines()
-    return [
-        (asked, ident)
-        for ident, _, asked in (line.partition(": ") for line in lines if not line.startswith("#"))
-    ]
+    return [(asked, ident) for ident, _, asked in (line.partition(": ") for line in lines if not line.startswith("#"))]
 
 
 def evaluate_guide(path: Path, show: bool) -> None:
@@ -132,9 +127,7 @@ def evaluate_guide(path: Path, show: bool) -> None:
         "guide, held-out foreign (-> 'I only know ...'):   ",
         rate(engine, (p for p in written if p[1] == corpus.OOD), show),
     )
-    print(
-        "guide, held-out generated, temperature 0:         ", rate(engine, corpus.heldout_generated(), show)
-    )
+    print("guide, held-out generated, temperature 0:         ", rate(engine, corpus.heldout_generated(), show))
 
 
 def evaluate_embed(path: Path, show: bool) -> None:
@@ -161,9 +154,7 @@ def evaluate_embed(path: Path, show: bool) -> None:
             f", top-3 {np.mean(np.array(ranks) < 3):.1%}"
         )
     rng = random.Random(3)
-    examples = [
-        (fact.id, q) for fact in known for q in rng.sample(fact.asks["Q"], min(4, len(fact.asks["Q"])))
-    ]
+    examples = [(fact.id, q) for fact in known for q in rng.sample(fact.asks["Q"], min(4, len(fact.asks["Q"])))]
     vectors = engine.embed([q for _, q in examples])
     held = [pair for pair in corpus.heldout_written() if pair[1] != corpus.OOD]
     nearest = np.argmax(engine.embed([asked for asked, _ in held]) @ vectors.T, axis=1)

@@ -86,9 +86,7 @@ def write_gguf(  # noqa: PLR0917 (one value per property of the file)
     add_vocabulary(writer, tokenizer, shape.vocabulary)
     if pooling is None:
         writer.add_chat_template(CHAT_TEMPLATE)
-        writer.add_sampling_top_k(
-            1
-        )  # llama.cpp's default for requests without top_k, so for every OpenAI client
+        writer.add_sampling_top_k(1)  # llama.cpp's default for requests without top_k, so for every OpenAI client
     for key, value in model.state_dict().items():
         array = value.float().numpy()
         if array.ndim == 1:

@@ -119,9 +119,7 @@ def optimizers(model: Llama, matrix_rate: float, other_rate: float) -> list[torc
     matrices = [p for layer in model.blk for p in layer.parameters() if p.ndim == 2]
     chosen = {id(p) for p in matrices}
     others = [p for p in model.parameters() if id(p) not in chosen]
-    made: list[torch.optim.Optimizer] = [
-        torch.optim.AdamW(others, lr=other_rate, betas=(0.9, 0.98), weight_decay=0.0)
-    ]
+    made: list[torch.optim.Optimizer] = [torch.optim.AdamW(others, lr=other_rate, betas=(0.9, 0.98), weight_decay=0.0)]
     if matrices:
         made.append(torch.optim.Muon(matrices, lr=matrix_rate, weight_decay=0.02, adjust_lr_fn="original"))
     for optimizer in made:
@@ -130,9 +128,7 @@ def optimizers(model: Llama, matrix_rate: float, other_rate: float) -> list[torc
     return made
 
 
-def set_rate(
-    made: list[torch.optim.Optimizer], progress: float, warm: float = 0.02, hold: float = 0.4
-) -> None:
+def set_rate(made: list[torch.optim.Optimizer], progress: float, warm: float = 0.02, hold: float = 0.4) -> None:
     """Warm up, hold, and fall linearly to zero; progress runs from 0 to 1."""
     factor = min(1.0, progress / warm, (1 - progress) / (1 - hold))
     for optimizer in made:

@@ -54,12 +54,7 @@ def rephrase(text: str, rng: random.Random) -> str:
             if text.startswith(known + " ") or f" {known} " in text:
                 text = text.replace(known, rng.choice(others), 1)
                 break
-    if (
-        rng.random() < 0.15
-        and text.count(" ") > 4
-        and "slurmgate " in text
-        and not text.startswith("slurmgate ")
-    ):
+    if rng.random() < 0.15 and text.count(" ") > 4 and "slurmgate " in text and not text.startswith("slurmgate "):
         text = text.replace("slurmgate", rng.choice(NAMES), 1)
     text = " ".join(swap(word, rng) for word in text.split(" "))
     for long, short in SHORTENINGS:

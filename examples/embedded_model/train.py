@@ -17,15 +17,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("what", choices=("guide", "embed", "evaluate"))
     parser.add_argument("--out", type=Path, default=TARGET, help="folder of the .gguf files")
-    parser.add_argument(
-        "--steps", type=int, default=None, help="training steps (default: that of the committed file)"
-    )
+    parser.add_argument("--steps", type=int, default=None, help="training steps (default: that of the committed file)")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--start", type=Path, help="guide: go on from this file, at a third of the rate")
-    parser.add_argument(
-        "--bf16", action="store_true", help="bfloat16 products: faster where the CPU has them"
-    )
+    parser.add_argument("--bf16", action="store_true", help="bfloat16 products: faster where the CPU has them")
     parser.add_argument("--show", action="store_true", help="evaluate: print every wrong answer")
     options = parser.parse_args()
     if options.what == "evaluate":
@@ -45,9 +41,7 @@ def main() -> None:
     else:
         import train_embed  # noqa: PLC0415
 
-        train_embed.train(
-            options.out / "embed.gguf", options.steps or train_embed.STEPS, options.seed, options.bf16
-        )
+        train_embed.train(options.out / "embed.gguf", options.steps or train_embed.STEPS, options.seed, options.bf16)
 
 
 if __name__ == "__main__":

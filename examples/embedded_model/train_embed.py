@@ -40,9 +40,7 @@ RARITY = 2e-3  # the constant of smooth inverse frequency
 TEMPERATURE = 0.05
 FACTS_PER_STEP, GENERIC_PER_STEP, FOREIGN_PER_STEP = 72, 36, 12
 LONGEST = 48  # tokens of a text in training
-SHAPE = Shape(
-    vocabulary=4096, width=192, layers=1, heads=6, kv_heads=2, hidden=384, context=4096, causal=False
-)
+SHAPE = Shape(vocabulary=4096, width=192, layers=1, heads=6, kv_heads=2, hidden=384, context=4096, causal=False)
 
 
 def generic_passages(limit: int = 12_000) -> list[str]:
@@ -76,10 +74,7 @@ def generic_passages(limit: int = 12_000) -> list[str]:
 
 def set_start(model: Llama, tokenizer: Tokenizer, texts: list[str]) -> None:
     """Token vectors as described in the module's docstring, and the zero gains of the sink."""
-    counts = (
-        np.bincount([i for text in texts for i in tokenizer.encode(text).ids], minlength=SHAPE.vocabulary)
-        + 1.0
-    )
+    counts = np.bincount([i for text in texts for i in tokenizer.encode(text).ids], minlength=SHAPE.vocabulary) + 1.0
     share = counts / counts.sum()
     useful = SHAPE.width - SINK
     vectors = np.zeros((SHAPE.vocabulary, SHAPE.width), dtype=np.float32)
@@ -88,9 +83,7 @@ def set_start(model: Llama, tokenizer: Tokenizer, texts: list[str]) -> None:
         direction = np.random.default_rng(zlib.crc32(spelling.encode())).normal(size=SHAPE.width)
         weight = RARITY / (RARITY + share[ident]) * (0.3 if not any(c.isalnum() for c in spelling) else 1.0)
         vectors[ident, :useful] = weight * direction[:useful] / np.linalg.norm(direction[:useful])
-        vectors[ident, useful:] = (
-            np.sqrt(1 - weight**2) * direction[useful:] / np.linalg.norm(direction[useful:])
-        )
+        vectors[ident, useful:] = np.sqrt(1 - weight**2) * direction[useful:] / np.linalg.norm(direction[useful:])
     with torch.no_grad():
         model.token_embd.weight.copy_(torch.from_numpy(vectors) * SHAPE.width**0.5 * 0.1)
         model.output_norm.weight[useful:] = 0.0
@@ -165,9 +158,7 @@ def train(path: Path, steps: int, seed: int, bf16: bool = False) -> None:
             optimizer.zero_grad()
         running = loss.item() if step == 0 else 0.95 * running + 0.05 * loss.item()
         if step % 50 == 49 or step == 0:
-            print(
-                f"step {step + 1}/{steps}  loss {running:.3f}  {time.monotonic() - began:.0f} s", flush=True
-            )
+            print(f"step {step + 1}/{steps}  loss {running:.3f}  {time.monotonic() - began:.0f} s", flush=True)
     trained = model.state_dict()
     model.load_state_dict({name: value.lerp(trained[name], BLEND) for name, value in start.items()})
     size = write_gguf(

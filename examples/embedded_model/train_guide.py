@@ -47,9 +47,7 @@ def tokenizer_texts(seed: int) -> list[str]:
     return texts
 
 
-def encode(
-    sample: corpus.Sample, tokenizer: Tokenizer, keep: int | None = None
-) -> tuple[list[int], list[bool]]:
+def encode(sample: corpus.Sample, tokenizer: Tokenizer, keep: int | None = None) -> tuple[list[int], list[bool]]:
     """Token ids of a sample as the chat template lays it out, and which of them are to be learnt.
 
     Answers of earlier turns are learnt too. ``keep`` cuts the last answer: its first tokens say which fact is
@@ -81,10 +79,7 @@ def batches(tokenizer: Tokenizer, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
     pad = tokenizer.token_to_id(PAD)
     while True:
         pool = sorted(
-            (
-                encode(corpus.sample(rng), tokenizer, KEEP if rng.random() < CUT_SHARE else None)
-                for _ in range(1024)
-            ),
+            (encode(corpus.sample(rng), tokenizer, KEEP if rng.random() < CUT_SHARE else None) for _ in range(1024)),
             key=lambda item: len(item[0]),
         )
         groups: list[list[tuple[list[int], list[bool]]]] = [[]]
@@ -133,9 +128,7 @@ def train(path: Path, steps: int, seed: int, bf16: bool = False, start: Path | N
         share_spellings(model, tokenizer)
     else:
         tokenizer = read_tokenizer(start)
-        model.load_state_dict(
-            {name: torch.from_numpy(array.copy()) for name, array in read_weights(start).items()}
-        )
+        model.load_state_dict({name: torch.from_numpy(array.copy()) for name, array in read_weights(start).items()})
     share = 1.0 if start is None else 1 / 3
     made = optimizers(model, matrix_rate=0.02 * share, other_rate=0.004 * share)
     began, seen, running = time.monotonic(), 0, 0.0
@@ -156,7 +149,5 @@ def train(path: Path, steps: int, seed: int, bf16: bool = False, start: Path | N
                 f"step {step + 1}/{steps}  loss {running:.3f}  {seen / took:.0f} tokens/s  {took:.0f} s",
                 flush=True,
             )
-    size = write_gguf(
-        path, model, tokenizer, "slurmgate guide", "Answers short questions about slurmgate and Slurm."
-    )
+    size = write_gguf(path, model, tokenizer, "slurmgate guide", "Answers short questions about slurmgate and Slurm.")
     print(f"{path.name}: {size} bytes, {sum(p.numel() for p in model.parameters())} weights")
