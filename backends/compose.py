@@ -13,7 +13,7 @@ without any.
 from __future__ import annotations
 
 from collections.abc import Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from .base import Backend, Call, EventStream, Launcher, Reply
@@ -34,6 +34,7 @@ class Options:
     drop_unsupported   leave out parameters that the engine cannot do, instead of refusing the request
     matryoshka         the model's vectors may be cut to `dimensions`
     own_vocabulary     token ids to embed are of the engine's own vocabulary, not of OpenAI's cl100k_base
+    native             endpoints that this engine has beside those that every release of it has
     max_inputs         texts that the engine takes at once to embed or rank, where it is not the engine's default
     """
 
@@ -41,6 +42,7 @@ class Options:
     matryoshka: bool = False
     own_vocabulary: bool = False
     max_inputs: int | None = None
+    native: frozenset[str] = frozenset()
 
 
 def serves(engine: str, path: str) -> bool:
@@ -78,6 +80,8 @@ def backend_for(
     """The backend of a model. `engine` is a name of `DIALECTS`; any other one is taken to speak as OpenAI does."""
     options = options or Options()
     dialect = DIALECTS.get(engine, PLAIN)
+    if options.native:
+        dialect = replace(dialect, paths=dialect.paths | options.native)
     replicas = ReplicaBackend(
         model,
         launcher,

@@ -22,6 +22,9 @@ COOL_DOWN_S = 5.0
 RESENDS = 1
 """A request that an engine took and died on is tried once more elsewhere: not on every replica, it may be its cause."""
 
+DO_NOT_RETRY = {b"x-should-retry": b"false"}
+"""For the official SDK, which would send such a request twice more."""
+
 _ASK_FOR_USAGE = b',"stream_options":{"include_usage":true}}'
 
 
@@ -97,6 +100,8 @@ class ReplicaBackend:
                 failure = error
                 replica.cool_until = time.monotonic() + COOL_DOWN_S
             except Disconnected as error:
+                if resends >= RESENDS:
+                    error.headers = DO_NOT_RETRY
                 if error.received or resends >= RESENDS:
                     raise
                 failure = error

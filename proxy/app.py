@@ -6,6 +6,7 @@ import asyncio
 import os
 import time
 from collections.abc import Awaitable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -196,13 +197,17 @@ class Gateway:
                     matryoshka=model.matryoshka,
                     own_vocabulary=model.own_vocabulary,
                     max_inputs=model.max_inputs,
+                    native=frozenset(model.native),
                 ),
                 wait_s=times.replica_wait_s,
                 timeouts=Timeouts(times.connect_s, times.first_byte_s, times.idle_s),
             )
         now = int(time.time())
         served = with_fallbacks(self.backends, links_of(config.models))
-        registry = Registry(Entry(name, served[name], now) for name in config.models)
+        registry = Registry(
+            Entry(name, served[name], now, model.context_length, partial(self.state_of, name))
+            for name, model in config.models.items()
+        )
         self._responses = StoredResponses(engine)
         bodies = BodyReader(config.server.max_body_mb * 1024 * 1024)
         self._app = self._stack(registry, Dispatcher(registry, self._accounting), bodies)
@@ -215,7 +220,9 @@ class Gateway:
             """Whether the model's engine has an endpoint by itself; a stand-in may lack it, so not with fallbacks."""
             registry.find(model)
             known = self.config.models[model]
-            return bool(known.engine) and not known.fallbacks and path in DIALECTS.get(known.engine, PLAIN).paths
+            if not known.engine or known.fallbacks:
+                return False
+            return path in known.native or path in DIALECTS.get(known.engine, PLAIN).paths
 
         routes = [
             *(
@@ -317,6 +324,14 @@ class Gateway:
         return {
             name: len(self.sources[name].endpoints(name)) if name in self.sources else 1 for name in self.config.models
         }
+
+    def state_of(self, model: str) -> str:
+        """A model's state in one word, for `/v1/models`."""
+        source = self.sources.get(model)
+        if source is None or source.endpoints(model):
+            return "ready"
+        _, retry_after_s = source.outlook(model)
+        return "starting" if retry_after_s is None else "unavailable"
 
     def _in_flight(self, replica_id: str) -> int:
         return sum(backend.in_flight(replica_id) for backend in self.backends.values())

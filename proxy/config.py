@@ -191,6 +191,8 @@ class Model(Section):
     fallbacks: tuple[Annotated[Fallback, BeforeValidator(parse_fallback)], ...] = Field((), strict=False)
     drop_unsupported: bool = False
     """Leave out what the engine or provider cannot do instead of refusing the request."""
+    native: tuple[Literal["/v1/responses", "/v1/messages"], ...] = Field((), strict=False)
+    """Endpoints that this engine serves by itself, as newer vLLM releases do; otherwise they are translated to chat."""
     matryoshka: bool = False
     """Embeddings may be cut to the `dimensions` of a request."""
     own_vocabulary: bool = False

@@ -85,7 +85,16 @@ _SAID: Json = {
     "tool_calls": {"anyOf": [_TOOL_CALLS, {"type": "null"}]},
 }
 _FINISH: Json = {"finish_reason": TEXT_OR_NULL, "logprobs": {"type": ["object", "null"]}}
-_MODEL = obj({"id": STRING, "object": const("model"), "created": INTEGER, "owned_by": STRING})
+_MODEL = obj(
+    {
+        "id": STRING,
+        "object": const("model"),
+        "created": INTEGER,
+        "owned_by": STRING,
+        "max_model_len": {"type": ["integer", "null"]},
+        "state": {"enum": ["ready", "starting", "unavailable"]},
+    }
+)
 
 SCHEMAS: dict[str, Json] = {
     "Error": obj(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from backends.base import Backend
@@ -11,15 +11,29 @@ from backends.errors import NotFound
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A model that is served. `created` is when this gateway took it up, in seconds since the epoch."""
+    """A model that is served.
+
+    created          when this gateway took it up, in seconds since the epoch
+    context_length   in tokens, None where the configuration does not say
+    state            gives "ready", "starting" or "unavailable"
+    """
 
     name: str
     backend: Backend
     created: int
+    context_length: int | None = None
+    state: Callable[[], str] = lambda: "ready"
 
     def card(self) -> dict[str, object]:
-        """The model as `/v1/models` shows it."""
-        return {"id": self.name, "object": "model", "created": self.created, "owned_by": "slurmgate"}
+        """The model as `/v1/models` shows it: OpenAI's fields, vLLM's `max_model_len`, and our `state`."""
+        return {
+            "id": self.name,
+            "object": "model",
+            "created": self.created,
+            "owned_by": "slurmgate",
+            "max_model_len": self.context_length,
+            "state": self.state(),
+        }
 
 
 class Registry:

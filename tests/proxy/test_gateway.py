@@ -132,7 +132,9 @@ async def test_an_engine_that_dies_on_a_request_costs_one_more_try(tmp_path: Pat
 async def test_a_request_that_kills_engines_is_not_tried_on_all(tmp_path: Path) -> None:
     async with DiesOnRequests() as a, DiesOnRequests() as b, DiesOnRequests() as c:
         async with serving(config(a, b, c), tmp_path) as served:
-            assert_openai_error(await post(served, json=QUESTION), 502, type="server_error", code="engine_disconnected")
+            response = await post(served, json=QUESTION)
+            assert_openai_error(response, 502, type="server_error", code="engine_disconnected")
+            assert response.headers["x-should-retry"] == "false"
         assert len(a.requests) + len(b.requests) + len(c.requests) == 2
 
 
@@ -306,7 +308,8 @@ async def test_what_is_no_http_gets_an_openai_error_too(tmp_path: Path) -> None:
 async def test_models_with_a_slash_in_their_name(tmp_path: Path) -> None:
     async with Answers() as engine, serving(config(engine), tmp_path) as served, client(served) as openai:
         assert [model.id async for model in openai.models.list()] == ["org/m"]
-        assert (await openai.models.retrieve("org/m")).id == "org/m"
+        card = (await openai.models.retrieve("org/m")).model_dump()
+        assert (card["id"], card["state"], card["max_model_len"]) == ("org/m", "ready", None)
         async with httpx.AsyncClient(headers=served.headers) as http:
             for path in ("/v1/models/org/m", "/v1/models/org%2Fm"):
                 assert (await http.get(served.url + path)).json()["id"] == "org/m"
@@ -359,3 +362,18 @@ async def test_metric_labels_never_come_from_a_request(tmp_path: Path) -> None:
             await post(served, json={**QUESTION, "model": f"made-up-{number}"})
         async with httpx.AsyncClient() as http:
             assert "made-up" not in (await http.get(served.url + "/metrics")).text
+
+
+@pytest.mark.parametrize(("native", "path"), [("[]", CHAT), ('["/v1/responses"]', "/v1/responses")])
+async def test_an_endpoint_that_an_engine_has_itself_is_passed_through(tmp_path: Path, native: str, path: str) -> None:
+    async with Answers() as engine, serving(config(engine, more=f"native = {native}"), tmp_path) as served:
+        await post(served, "/v1/responses", json={"model": "org/m", "input": "hi", "store": False})
+        assert engine.requests[0].path == path
+
+
+async def test_a_model_whose_engine_cannot_start_says_so_in_the_list(tmp_path: Path) -> None:
+    text = '[launcher]\nkind = "local"\nservice = "t"\n[models.m]\nengine = "llamacpp"\nsource = "/none.gguf"\n'
+    never = 'command = ["/bin/sleep", "1000"]\ncontext_length = 4096\n'
+    async with serving(text + never, tmp_path) as served, httpx.AsyncClient(headers=served.headers) as http:
+        card = (await http.get(served.url + "/v1/models/m")).json()
+    assert (card["state"], card["max_model_len"]) == ("starting", 4096)
