@@ -37,7 +37,8 @@ def configuration() -> Config:
                 engine="llamacpp",
                 source=str(_HERE / "guide.gguf"),
                 command=_SERVER,
-                context_length=8192,
+                context_length=2048,
+                arguments=("--ctx-size", "8192"),  # four slots of what it was trained for
                 start_timeout_s=60.0,
                 drain_timeout_s=10.0,
             ),
