@@ -5,7 +5,7 @@ client --> protocol.py    a connection: what is no safe HTTP, who sends too slow
        --> auth.py        key -> its id                                             keys.py (stored hashed)
        --> routes/*       the shape of a request -> Call                            bodies.py, forms.py, shapes.py
        --> dispatch.py    the only way to a model                                   accounting.py
-       --> registry.py    public name -> Backend                                    providers.py (hosted, plugins)
+       --> registry.py    public name -> Backend                                    providers.py, engine_limits.py
 client <-- events.py      streams, signs of life in silence     replies.py  whole answers     writer.py  both, cheaply
 
 translate/   /v1/responses and /v1/messages <-> chat, pure; stored_responses.py keeps what is to be kept,

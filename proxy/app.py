@@ -37,6 +37,7 @@ from .auth import Authentication, KeyRing
 from .bodies import BodyReader
 from .config import Config, ConfigError, Model
 from .dispatch import Dispatcher
+from .engine_limits import EngineLimits
 from .keys import KeyStore
 from .logging import LineWriter, RequestsLog
 from .metrics import Metrics
@@ -202,11 +203,13 @@ class Gateway:
                 wait_s=times.replica_wait_s,
                 timeouts=Timeouts(times.connect_s, times.first_byte_s, times.idle_s),
             )
+        untold = [name for name, m in config.models.items() if m.engine == "tgi" and m.context_length is None]
+        self._limits = EngineLimits({name: self.sources[name] for name in untold})
         now = int(time.time())
         served = with_fallbacks(self.backends, links_of(config.models))
         registry = Registry(
-            Entry(name, served[name], now, model.context_length, partial(self.state_of, name))
-            for name, model in config.models.items()
+            Entry(name, served[name], now, partial(self._context_length, name), partial(self.state_of, name))
+            for name in config.models
         )
         self._responses = StoredResponses(engine)
         bodies = BodyReader(config.server.max_body_mb * 1024 * 1024)
@@ -272,6 +275,7 @@ class Gateway:
         self._tasks = [
             asyncio.create_task(self._flush(), name="log writer"),
             asyncio.create_task(self._keep_house(), name="housekeeping"),
+            asyncio.create_task(self._limits.run(), name="engine limits"),
         ]
 
     async def stop(self, *, stop_replicas: bool) -> list[str]:
@@ -324,6 +328,9 @@ class Gateway:
         return {
             name: len(self.sources[name].endpoints(name)) if name in self.sources else 1 for name in self.config.models
         }
+
+    def _context_length(self, model: str) -> int | None:
+        return self.config.models[model].context_length or self._limits.context_length(model) or None
 
     def state_of(self, model: str) -> str:
         """A model's state in one word, for `/v1/models`."""

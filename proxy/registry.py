@@ -14,14 +14,14 @@ class Entry:
     """A model that is served.
 
     created          when this gateway took it up, in seconds since the epoch
-    context_length   in tokens, None where the configuration does not say
+    context_length   gives it in tokens, None where neither the configuration nor the engine says
     state            gives "ready", "starting" or "unavailable"
     """
 
     name: str
     backend: Backend
     created: int
-    context_length: int | None = None
+    context_length: Callable[[], int | None] = lambda: None
     state: Callable[[], str] = lambda: "ready"
 
     def card(self) -> dict[str, object]:
@@ -31,7 +31,7 @@ class Entry:
             "object": "model",
             "created": self.created,
             "owned_by": "slurmgate",
-            "max_model_len": self.context_length,
+            "max_model_len": self.context_length(),
             "state": self.state(),
         }
 
