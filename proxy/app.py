@@ -8,6 +8,7 @@ import time
 from collections.abc import Awaitable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from sqlalchemy import Engine
@@ -47,7 +48,7 @@ from .registry import Entry, Registry
 from .routes import audio, chat, completions, embeddings, rerank, tokenize
 from .routes.description import describing
 from .routes.health import Health, Ready, ShowMetrics
-from .routes.inference import Inference
+from .routes.inference import Check, Inference
 from .routes.internal import Reports
 from .routes.messages import CountTokens, CreateMessage
 from .routes.models import ListModels, ShowModel
@@ -185,24 +186,9 @@ class Gateway:
         self.sources: dict[str, EngineSource] = {}
         self.backends: dict[str, Backend] = foreign_backends(config.models)
         for name, model in config.models.items():
-            if name in self.backends:
-                continue
-            source = self.sources[name] = fixed(model) if model.urls else self.launcher
-            times = model.timeouts
-            self.backends[name] = backend_for(
-                name,
-                source,
-                model.engine,
-                options=Options(
-                    drop_unsupported=model.drop_unsupported,
-                    matryoshka=model.matryoshka,
-                    own_vocabulary=model.own_vocabulary,
-                    max_inputs=model.max_inputs,
-                    native=frozenset(model.native),
-                ),
-                wait_s=times.replica_wait_s,
-                timeouts=Timeouts(times.connect_s, times.first_byte_s, times.idle_s),
-            )
+            if name not in self.backends:
+                self.sources[name] = fixed(model) if model.urls else self.launcher
+                self.backends[name] = of_engines(name, model, self.sources[name])
         untold = [name for name, m in config.models.items() if m.engine == "tgi" and m.context_length is None]
         self._limits = EngineLimits({name: self.sources[name] for name in untold})
         now = int(time.time())
@@ -227,18 +213,16 @@ class Gateway:
                 return False
             return path in known.native or path in DIALECTS.get(known.engine, PLAIN).paths
 
+        def asks(path: str, check: Check, quiet: dict[str, Any] | None = None, at: str | None = None) -> Route:
+            return Route(at or path, Inference(path, check, dispatcher, bodies, quiet), methods=["POST"])
+
         routes = [
-            *(
-                Route(at, Inference(path, check, dispatcher, bodies, quiet), methods=["POST"])
-                for at, path, check, quiet in (
-                    (chat.PATH, chat.PATH, chat.check, chat.QUIET_CHOICE),
-                    (completions.PATH, completions.PATH, completions.check, completions.QUIET_CHOICE),
-                    (embeddings.PATH, embeddings.PATH, embeddings.check, None),
-                    (rerank.PATH, rerank.PATH, rerank.check, None),
-                    *((also, rerank.PATH, rerank.check, None) for also in rerank.ALSO_AT),
-                    (tokenize.PATH, tokenize.PATH, tokenize.check, None),
-                )
-            ),
+            asks(chat.PATH, chat.check, chat.QUIET_CHOICE),
+            asks(completions.PATH, completions.check, completions.QUIET_CHOICE),
+            asks(embeddings.PATH, embeddings.check),
+            asks(rerank.PATH, rerank.check),
+            *(asks(rerank.PATH, rerank.check, at=also) for also in rerank.ALSO_AT),
+            asks(tokenize.PATH, tokenize.check),
             Route(audio.PATH, audio.Transcriptions(dispatcher, bodies), methods=["POST"]),
             Route(CreateResponse.path, CreateResponse(dispatcher, bodies, self._responses, serves), methods=["POST"]),
             Route(StoredResponse.path, StoredResponse(self._responses), methods=["GET", "DELETE"]),
@@ -342,6 +326,24 @@ class Gateway:
 
     def _in_flight(self, replica_id: str) -> int:
         return sum(backend.in_flight(replica_id) for backend in self.backends.values())
+
+
+def of_engines(name: str, model: Model, source: EngineSource) -> Backend:
+    """The backend of a model that engines answer for."""
+    return backend_for(
+        name,
+        source,
+        model.engine,
+        options=Options(
+            drop_unsupported=model.drop_unsupported,
+            matryoshka=model.matryoshka,
+            own_vocabulary=model.own_vocabulary,
+            max_inputs=model.max_inputs,
+            native=frozenset(model.native),
+        ),
+        wait_s=model.timeouts.replica_wait_s,
+        timeouts=Timeouts(model.timeouts.connect_s, model.timeouts.first_byte_s, model.timeouts.idle_s),
+    )
 
 
 def fixed(model: Model) -> FixedEndpoints:

@@ -19,6 +19,8 @@ from proxy.record import record_of
 from proxy.replies import send_reply
 from proxy.writer import push_of
 
+Check = Callable[[dict[str, Any]], None]
+
 
 class Inference:
     """An ASGI endpoint.
@@ -30,7 +32,7 @@ class Inference:
     def __init__(
         self,
         path: str,
-        check: Callable[[dict[str, Any]], None],
+        check: Check,
         dispatcher: Dispatcher,
         bodies: BodyReader,
         quiet_choice: dict[str, Any] | None = None,

@@ -70,7 +70,8 @@ on_every_embedding_engine = pytest.mark.parametrize("name", EMBEDDING)
 async def gateway(
     tmp_path: Path, name: str, engine: Engine, more: str = ""
 ) -> AsyncIterator[tuple[Served, AsyncOpenAI]]:
-    text = f'[models."{MODEL}"]\nengine = "{name}"\nurls = ["{engine.url}"]\n{more}'
+    # with a context length, so that no engine is asked for its own: what it is asked here is a test's business
+    text = f'[models."{MODEL}"]\nengine = "{name}"\nurls = ["{engine.url}"]\ncontext_length = 4096\n{more}'
     async with serving(text, tmp_path) as served:
         client = AsyncOpenAI(base_url=f"{served.url}/v1", api_key=served.key, max_retries=0)
         async with client:
