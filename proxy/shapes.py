@@ -51,7 +51,6 @@ class Shape:
 
     required: Fields
     optional: Fields
-    streams: bool = True
 
     def check(self, body: dict[str, Any]) -> None:
         """Raises `InvalidRequest` for the first field that does not fit."""

@@ -37,8 +37,13 @@ async def test_an_engine_that_does_not_answer_is_asked_again_and_nobody_waits_fo
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engine_limits, "ASK_S", 0.01)
-    async with SpeaksTGI() as engine:
+    engine = SpeaksTGI()
+    async with engine:
         port = engine.port
     text = f'[models.m]\nengine = "tgi"\nurls = ["http://127.0.0.1:{port}"]\n'
     async with serving(text, tmp_path) as served:
         assert await length(served) is None
+        engine.port = port
+        async with engine:
+            await until(lambda: served.gateway._limits.context_length("m"))
+            assert await length(served) == engine.info()["max_total_tokens"]
