@@ -40,6 +40,8 @@ class Call:
     stream      the client asked for server-sent events
     key_id      whose request it is (accounting), "" without keys
     content_type  of `raw`; for anything but JSON (an audio upload) `body` holds only the fields that are needed here
+    priority    its class: 0 interactive, 1 batch (places.Priority)
+    deadline    when nobody will wait for the answer any more, in time.monotonic() seconds; None if nobody said
     """
 
     id: str
@@ -50,6 +52,8 @@ class Call:
     stream: bool = False
     key_id: str = ""
     content_type: bytes = b"application/json"
+    priority: int = 0
+    deadline: float | None = None
 
     def with_body(self, body: dict[str, Any], path: str | None = None) -> Call:
         """The same call with another JSON body, and at another path of the engine if given."""
@@ -136,6 +140,14 @@ class Endpoint(Protocol):
     @property
     def api_key(self) -> str:
         """The replica's own key, "" for none."""
+
+    @property
+    def weight(self) -> float:
+        """How much it can take compared with the model's other replicas: 2.0 gets twice the load of 1.0."""
+
+    @property
+    def limit(self) -> int | None:
+        """Requests it takes at once, where somebody knows: the engine's own limit or the configured one."""
 
 
 class Launcher(Protocol):

@@ -6,6 +6,9 @@
     |   |-- NotFound              404  unknown model, unknown route
     |   |-- MethodNotAllowed      405
     |   `-- RequestTooLarge       413
+    |-- RateLimited               429  over a limit of the key or its project
+    |   `-- QuotaExceeded         429  ... over a budget: waiting a minute does not help
+    |-- QueueFull                 429  too many wait for the model already
     |-- Unavailable               503  no replica can take the request now; the message says why
     |-- EngineRefused             the engine's own error, its status and message kept
     `-- TransportError            502  something between us and the engine
@@ -92,6 +95,34 @@ class MethodNotAllowed(InvalidRequest):
 class RequestTooLarge(InvalidRequest):
     status = 413
     code = "request_too_large"
+
+
+class RateLimited(GatewayError):
+    """Over a limit of the key or its project. `kind` is OpenAI's type: "requests" or "tokens"."""
+
+    status = 429
+    code = "rate_limit_exceeded"
+
+    def __init__(self, message: str, *, kind: str, retry_after_s: float | None = None) -> None:
+        super().__init__(message, retry_after_s=retry_after_s)
+        self.type = kind
+
+
+class QuotaExceeded(RateLimited):
+    """Over a budget of tokens."""
+
+    code = "insufficient_quota"
+
+    def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(message, kind="insufficient_quota", retry_after_s=retry_after_s)
+
+
+class QueueFull(GatewayError):
+    """As many wait for the model as may wait."""
+
+    status = 429
+    type = "requests"
+    code = "rate_limit_exceeded"
 
 
 class Unavailable(GatewayError):

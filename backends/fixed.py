@@ -13,6 +13,8 @@ class FixedEndpoint:
     host: str
     port: int
     api_key: str = field(default="", repr=False)
+    weight: float = 1.0
+    limit: int | None = None
 
 
 class FixedEndpoints:

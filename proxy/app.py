@@ -350,10 +350,11 @@ def fixed(model: Model) -> FixedEndpoints:
     """The engines of a model that names their URLs."""
     key = os.environ.get(model.api_key_env, "") if model.api_key_env else ""
     endpoints = []
-    for url in model.urls:
-        parts = urlsplit(url)
+    for engine in model.urls:
+        parts = urlsplit(engine.url)
         host, port = parts.hostname or "", parts.port or 0
-        endpoints.append(FixedEndpoint(f"{host}:{port}", host, port, key))
+        limit = engine.max_in_flight or model.max_in_flight
+        endpoints.append(FixedEndpoint(f"{host}:{port}", host, port, key, engine.weight, limit))
     return FixedEndpoints(endpoints)
 
 

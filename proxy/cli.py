@@ -279,7 +279,11 @@ def models(config_file: ConfigOption = None, state_dir: StateOption = None) -> N
     table = Table("model", "answered by", "ready", box=None, pad_edge=False)
     for name, model in config.models.items():
         ready = sum(r.model == name and r.status is Status.READY for r in replicas)
-        by = model.hosted or model.backend or f"{model.engine} at {', '.join(model.urls)}" if not model.source else ""
+        by = (
+            model.hosted or model.backend or f"{model.engine} at {', '.join(engine.url for engine in model.urls)}"
+            if not model.source
+            else ""
+        )
         table.add_row(
             name,
             by or f"{model.engine} on {config.launcher.kind}",

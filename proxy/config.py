@@ -86,6 +86,11 @@ def parse_fallback(given: Any) -> Any:
     return {"model": given} if isinstance(given, str) else given
 
 
+def parse_engine_at(given: Any) -> Any:
+    """An address alone is an engine like the others."""
+    return {"url": check_engine_url(given)} if isinstance(given, str) else given
+
+
 def one_of(names: Mapping[str, object]) -> AfterValidator:
     def check(name: str) -> str:
         if name not in names:
@@ -120,6 +125,42 @@ class Server(Section):
     """How long a client may take to send its request."""
     shutdown_grace_s: float = Field(30.0, ge=0)
     """How long running streams may go on after SIGTERM."""
+    workers: int = Field(1, ge=1, le=64)
+    """Processes that serve behind the one port."""
+
+
+class DatabaseSection(Section):
+    url_env: str | None = None
+    """The environment variable that holds a URL such as `postgresql://user:password@host/name`; by default SQLite in
+    the state directory."""
+
+
+class Limits(Section):
+    """What everybody may do whose key and project say nothing else. Tokens are prompt and completion together."""
+
+    requests_per_minute: int | None = Field(None, ge=1)
+    tokens_per_minute: int | None = Field(None, ge=1)
+    concurrent_requests: int | None = Field(None, ge=1)
+    tokens_per_day: int | None = Field(None, ge=1)
+    tokens_per_month: int | None = Field(None, ge=1)
+
+    @model_validator(mode="after")
+    def _agrees_with_itself(self) -> Limits:
+        day, month, minute = self.tokens_per_day, self.tokens_per_month, self.tokens_per_minute
+        if day and month and day > month:
+            raise ValueError(f"expected tokens_per_day ({day}) to be at most tokens_per_month ({month})")
+        if minute and day and minute > day:
+            raise ValueError(f"expected tokens_per_minute ({minute}) to be at most tokens_per_day ({day})")
+        if minute and month and minute > month:
+            raise ValueError(f"expected tokens_per_minute ({minute}) to be at most tokens_per_month ({month})")
+        return self
+
+
+class Observability(Section):
+    privacy: bool = True
+    """Prompts and answers stay out of logs and traces. Off only by choice."""
+    tracing: bool = False
+    """OpenTelemetry spans (the extra `otel`); where they go is said by the usual OTEL_* environment variables."""
 
 
 class Timeouts(Section):
@@ -127,8 +168,19 @@ class Timeouts(Section):
     first_byte_s: Seconds = 600.0
     idle_s: Seconds = 120.0
     """Between two pieces of an answer."""
+    total_s: Seconds | None = None
+    """From taking a request to the end of its answer; none by default."""
     replica_wait_s: Seconds = 300.0
     """How long a request waits for a replica to become ready."""
+
+
+class Queue(Section):
+    """Requests that wait for a place at a replica."""
+
+    size: int = Field(256, ge=0)
+    """Beyond this a request gets a 429 at once."""
+    wait_s: Seconds = 60.0
+    """After this it gets a 503."""
 
 
 class LauncherSection(Section):
@@ -176,6 +228,16 @@ _OF_ENGINES = frozenset(
 )  # fmt: skip
 
 
+class EngineAt(Section):
+    """An engine that runs already."""
+
+    url: EngineUrl
+    weight: float = Field(1.0, gt=0, le=1000)
+    """How much it can take, compared with the model's other engines."""
+    max_in_flight: int | None = Field(None, ge=1)
+    """Requests it takes at once; by default the model's `max_in_flight`."""
+
+
 class Model(Section):
     """One model, answered for by one of: engines to launch (`source`), engines that run already (`urls`), a provider
     (`hosted`), a plugin (`backend`)."""
@@ -200,7 +262,7 @@ class Model(Section):
     max_inputs: int | None = Field(None, ge=1)
     """Texts that the engine takes at once to embed or rank, where it is not the engine's default."""
     source: str | None = None
-    urls: tuple[EngineUrl, ...] = Field((), strict=False)
+    urls: tuple[Annotated[EngineAt, BeforeValidator(parse_engine_at)], ...] = Field((), strict=False)
     api_key_env: str | None = None
     """With `urls` or `hosted`: the environment variable that holds the engines' or the provider's key."""
     task: Literal["generate", "embed"] = "generate"
@@ -212,6 +274,15 @@ class Model(Section):
     binds: tuple[str, ...] = Field((), strict=False)
     prologue: tuple[str, ...] = Field((), strict=False)
     context_length: int | None = Field(None, ge=1)
+    aliases: tuple[Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\s|]+$")], ...] = Field(
+        (), strict=False
+    )
+    """Other names that clients may ask by."""
+    max_in_flight: int | None = Field(None, ge=1)
+    """Requests that one replica gets at once; by default a little less than its engine takes."""
+    affinity: bool = True
+    """Requests that share a long prefix go to the same replica while it has room: its prefix cache has it."""
+    queue: Queue = Queue()
     replicas: int = Field(1, ge=0, le=1000)
     start_timeout_s: Seconds = 1800.0
     drain_timeout_s: Seconds = 120.0
@@ -248,6 +319,9 @@ class Model(Section):
 class Config(Section):
     state_dir: Path | None = Field(None, strict=False)
     server: Server = Server()
+    database: DatabaseSection = DatabaseSection()
+    limits: Limits = Limits()
+    observability: Observability = Observability()
     launcher: LauncherSection = LauncherSection()
     models: dict[Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\s|]+$")], Model] = Field(min_length=1)
 
@@ -329,7 +403,7 @@ def parse(text: str, source: str = "configuration") -> Config:
     except ValidationError as error:
         defaulted = defaults if isinstance(defaults, dict) else {}
         raise ConfigError(source, list(dict.fromkeys(_mistakes(error, defaulted, models)))) from None
-    if wrong := list(_wrong_fallbacks(config.models)):
+    if wrong := [*_wrong_fallbacks(config.models), *_wrong_aliases(config.models)]:
         raise ConfigError(source, wrong)
     return config
 
@@ -347,6 +421,16 @@ def _wrong_fallbacks(models: Mapping[str, Model]) -> Iterator[str]:
                 yield f"{path}: found {fallback.model!r}, expected one of the models: {', '.join(models)}"
             elif way := _way(fallback.model, name, models, (name,)):
                 yield f"{path}: expected no circle, found {' -> '.join(way)}"
+
+
+def _wrong_aliases(models: Mapping[str, Model]) -> Iterator[str]:
+    """Names that are taken, by a model or by another alias."""
+    taken = {name: name for name in models}
+    for name, model in models.items():
+        for number, alias in enumerate(model.aliases):
+            if (other := taken.setdefault(alias, f"an alias of {name}")) != f"an alias of {name}":
+                path = path_of("models", name, "aliases", str(number))
+                yield f"{path}: found {alias!r}, which is {other if other.startswith('an alias') else 'a model'} already"
 
 
 def _way(start: str, goal: str, models: Mapping[str, Model], walked: tuple[str, ...]) -> tuple[str, ...]:

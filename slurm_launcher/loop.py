@@ -40,6 +40,8 @@ class Endpoint:
     host: str
     port: int
     api_key: str = field(repr=False)
+    weight: float = 1.0
+    limit: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
