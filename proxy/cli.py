@@ -106,27 +106,33 @@ def serve(
     config = read_config(config_file)
     state = open_state(config, state_dir)
 
-    from .config import ConfigError
+    from .config import ConfigError, load
     from .database import NewerDatabase
+    from .embedded import configuration
     from .server import CannotListen, run
     from .state import StateDirInUse
 
     embedded = config is None
     default_key = None
     if config is None:
-        from .embedded import configuration
-
         config = configuration()
         default_key = embedded_key(state)
     overrides = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
-    config = config.model_copy(update={"server": config.server.model_copy(update=overrides)})
+
+    def with_options(config: Config) -> Config:
+        return config.model_copy(update={"server": config.server.model_copy(update=overrides)})
+
+    def reread() -> Config:
+        return with_options(load(config_file) if config_file is not None else configuration())
+
+    config = with_options(config)
     stops = config.launcher.stop_replicas_on_exit if stop_replicas is None else stop_replicas
 
     async def greet(started: Started) -> None:
         await (greet_newcomer(started, default_key) if embedded else greet_operator(started))
 
     with mistakes(StateDirInUse, CannotListen, NewerDatabase, ConfigError):
-        left = run(config, state, stop_replicas=stops, on_start=greet, default_key=default_key)
+        left = run(config, state, stop_replicas=stops, on_start=greet, default_key=default_key, reread=reread)
     if left:
         raise Mistake(f"these jobs have not ended: {', '.join(left)}")
 
@@ -174,11 +180,11 @@ async def greet_newcomer(started: Started, key: str | None) -> None:
     shown: dict[str, str] = {}
     while waiting:
         for model in list(waiting):
-            if started.gateway.endpoints()[model]:
+            if started.gateway.control.endpoints()[model]:
                 waiting.remove(model)
                 say(f"  {model} is ready after {time.monotonic() - begun:.1f} s")
             else:
-                why, _ = started.gateway.launcher.outlook(model)
+                why, _ = started.gateway.control.launcher.outlook(model)
                 if shown.get(model) != why:
                     shown[model] = why
                     say(f"  {why}")
@@ -307,7 +313,7 @@ def render(
     state = open_state(config, state_dir)
     from slurm_launcher.spec import Secrets
 
-    from .app import Builder, site_of
+    from .launching import Builder, site_of
     from .server import advertised
 
     spec = config.specs.get(model)
@@ -317,6 +323,19 @@ def render(
     url = config.server.advertise_url or advertised(config, config.server.host, config.server.port)
     site = site_of(config, state, url)
     say(Builder(config, site, Secrets(b"")).script(spec, "REPLICA", redact=True).rstrip("\n"))
+
+
+# -- reload ----------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def reload(config_file: ConfigOption = None, state_dir: StateOption = None) -> None:
+    """Have the running gateway read its configuration again. With a mistake in it nothing changes."""
+    from .operator_socket import NotRunning, OperatorError, ask
+
+    state = open_state(read_config(config_file), state_dir)
+    with mistakes(NotRunning, OperatorError):
+        say(ask(state.operator_socket, "POST", "/admin/reload")["summary"])
 
 
 # -- stop ------------------------------------------------------------------------------------------------------------
@@ -368,7 +387,7 @@ async def end_jobs(config: Config | None, state: StateDir, timeout_s: float) -> 
     gateway = Gateway(
         config, state, open_database(state.database), gateway_url="", loopback_only=True, log=log, lines=lines
     )
-    left = await gateway.launcher.stop_replicas(timeout_s)
+    left = await gateway.control.launcher.stop_replicas(timeout_s)
     lines.flush()
     return left
 

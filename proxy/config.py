@@ -430,7 +430,7 @@ def _wrong_aliases(models: Mapping[str, Model]) -> Iterator[str]:
         for number, alias in enumerate(model.aliases):
             if (other := taken.setdefault(alias, f"an alias of {name}")) != f"an alias of {name}":
                 path = path_of("models", name, "aliases", str(number))
-                yield f"{path}: found {alias!r}, which is {other if other.startswith('an alias') else 'a model'} already"
+                yield f"{path}: found {alias!r}, which is {'a model' if alias in models else other} already"
 
 
 def _way(start: str, goal: str, models: Mapping[str, Model], walked: tuple[str, ...]) -> tuple[str, ...]:

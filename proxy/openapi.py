@@ -22,6 +22,7 @@ from .routes.health import Health, Ready, ShowMetrics
 from .routes.internal import Reports
 from .routes.messages import CountTokens, CreateMessage
 from .routes.models import ListModels, ShowModel
+from .routes.reload import Reload
 from .shapes import Shape
 from .translate import messages as anthropic
 from .translate import responses as responding
@@ -367,6 +368,7 @@ OPERATIONS = (
               key=False),
     Operation("get", "/openapi.json", "Service", "This description", {JSON: None}, errors=(), key=False),
     Operation("get", "/docs", "Service", "This description as a page", {"text/html": None}, errors=(), key=False),
+    Operation("post", Reload.path, "Administration", "Read the configuration again", {JSON: None}, errors=(400, 401)),
     Operation("post", Reports.path, "Service", "Where replicas report, with tokens of their own",
               {JSON: "ReplicaOrder"}, OBJECT, errors=(400, 401, 408, 413, 415), key=False),
 )  # fmt: skip

@@ -40,6 +40,10 @@ class Registry:
     def __init__(self, entries: Iterable[Entry]) -> None:
         self._entries: Mapping[str, Entry] = {entry.name: entry for entry in entries}
 
+    def replace(self, entries: Iterable[Entry]) -> None:
+        """Other models from now on; who has found one keeps it."""
+        self._entries = {entry.name: entry for entry in entries}
+
     def __iter__(self) -> Iterator[Entry]:
         return iter(self._entries.values())
 

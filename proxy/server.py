@@ -13,9 +13,11 @@ from dataclasses import dataclass
 
 import uvicorn
 import uvloop
+from structlog.typing import FilteringBoundLogger
 
+from . import operator_socket
 from .app import Gateway
-from .config import Config
+from .config import Config, ConfigError
 from .config import Server as ServerSection
 from .database import open_database
 from .keys import KeyStore
@@ -108,19 +110,22 @@ def run(
     stop_replicas: bool,
     on_start: Callable[[Started], Coroutine[None, None, None]],
     default_key: str | None = None,
+    reread: Callable[[], Config] | None = None,
 ) -> list[str]:
     """Serve until SIGTERM or SIGINT. Returns the ids of jobs that would not end, where they were to."""
     return asyncio.Runner(loop_factory=uvloop.new_event_loop).run(
-        _serve(config, state, stop_replicas, on_start, default_key)
+        _serve(config, state, stop_replicas=stop_replicas, on_start=on_start, default_key=default_key, reread=reread)
     )
 
 
 async def _serve(
     config: Config,
     state: StateDir,
+    *,
     stop_replicas: bool,
     on_start: Callable[[Started], Coroutine[None, None, None]],
     default_key: str | None,
+    reread: Callable[[], Config] | None,
 ) -> list[str]:
     state.lock()
     log, lines = configure()
@@ -133,6 +138,7 @@ async def _serve(
         host, narrowed_from = "127.0.0.1", host
     listener = listen(host, config.server.port)
     port = listener.getsockname()[1]
+    operators = operator_socket.listen(state.operator_socket)
     gateway = Gateway(
         config,
         state,
@@ -141,11 +147,20 @@ async def _serve(
         loopback_only=is_loopback(host),
         log=log,
         lines=lines,
+        reread=reread,
     )
     server = Server(gateway, config.server)
+    reloading: set[asyncio.Task[None]] = set()
+
+    def reload() -> None:
+        task = asyncio.create_task(_reload(gateway, log), name="reload")
+        reloading.add(task)
+        task.add_done_callback(reloading.discard)
+
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, server.end)
+    loop.add_signal_handler(signal.SIGHUP, reload)
     await gateway.start()
     gc.collect()
     gc.freeze()  # what is here now stays: the collector need not walk through it while requests wait
@@ -153,13 +168,21 @@ async def _serve(
     shown = f"[{host}]" if ":" in host else host
     greeting = asyncio.create_task(on_start(Started(f"http://{shown}:{port}", gateway, narrowed_from)), name="greeting")
     try:
-        await server.serve(sockets=[listener])
+        await server.serve(sockets=[listener, operators])
     finally:
         greeting.cancel()
         left = await gateway.stop(stop_replicas=stop_replicas)
         engine.dispose()
         state.unlock()
     return left
+
+
+async def _reload(gateway: Gateway, log: FilteringBoundLogger) -> None:
+    """On SIGHUP, when there is nobody to tell but the log."""
+    try:
+        await gateway.reload()
+    except ConfigError as error:
+        log.error("configuration_refused", source=error.source, mistakes=error.mistakes)
 
 
 def advertised(config: Config, host: str, port: int) -> str:

@@ -22,6 +22,7 @@ class StateDir:
     lock          held while a gateway runs; its process id is inside
     gateway.url   where the running gateway is reached by agents
     secret        32 random bytes
+    control.sock  where the command line reaches the running gateway
     slurmgate.db  keys, usage, replicas
     jobs/         the local launcher's jobs
     logs/         the jobs' logs
@@ -44,6 +45,10 @@ class StateDir:
     @property
     def url_file(self) -> Path:
         return self.path / "gateway.url"
+
+    @property
+    def operator_socket(self) -> Path:
+        return self.path / "control.sock"
 
     @property
     def jobs(self) -> Path:

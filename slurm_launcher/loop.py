@@ -109,6 +109,14 @@ class Launcher:
             self._refresh(model)
         self._task = asyncio.create_task(self._run(), name="launcher")
 
+    def configure(self, models: Mapping[str, ModelSpec]) -> None:
+        """Other models from now on. Replicas that no longer fit are replaced one by one, those of no model drained."""
+        gone = self.models.keys() - models.keys()
+        self.models = dict(models)
+        for model in gone:
+            self._changed.pop(model, asyncio.Event()).set()
+        self._wake.set()
+
     async def stop(self) -> None:
         """Stop looking after replicas. They go on: the next process finds them."""
         if self._task is not None:
@@ -287,7 +295,10 @@ class Launcher:
 
     def outlook(self, model: str) -> tuple[str, float | None]:
         """Why nothing is ready, in one sentence, and when to try again (None: it is starting, waiting may help)."""
-        spec = self.models[model]
+        spec = self.models.get(model)
+        return self._outlook(model, spec) if spec is not None else (f"{model} is no longer served.", 120.0)
+
+    def _outlook(self, model: str, spec: ModelSpec) -> tuple[str, float | None]:
         coming = [r for r in self._replicas.values() if r.model == model and not r.ended and r.target is Target.RUN]
         ended = [r for r in self._replicas.values() if r.model == model and r.ended]
         failed = failures(ended, spec)

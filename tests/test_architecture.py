@@ -58,13 +58,13 @@ def is_create_task(call: ast.Call) -> bool:
     return isinstance(call.func, ast.Attribute) and call.func.attr in ("create_task", "ensure_future")
 
 
-def test_only_slurm_py_calls_slurm_and_only_the_composition_root_joins() -> None:
+def test_backends_and_launcher_are_joined_by_the_deciding_half_alone() -> None:
     joining = {
         str(path.relative_to(ROOT))
         for path in SOURCES
         if path.parts[-2] == "proxy" and {"backends", "slurm_launcher"} <= set(imported(ast.parse(path.read_text())))
     }
-    assert joining <= {"proxy/app.py"}
+    assert joining <= {"proxy/local_control.py"}
 
 
 def test_the_packages_that_are_installed_are_all_there_are() -> None:

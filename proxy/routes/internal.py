@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from starlette.types import Receive, Scope, Send
 
-from backends.errors import InvalidRequest, NotAuthenticated
 from proxy.bodies import BodyReader, parse_object
+from proxy.control import Control
 from proxy.record import record_of
 from proxy.replies import send_json
-from slurm_launcher.loop import Launcher
-from slurm_launcher.reports import BadReport, parse_report
 
 _BEARER = b"Bearer "
 
@@ -17,8 +15,8 @@ _BEARER = b"Bearer "
 class Reports:
     path = "/internal/replicas/{id}"
 
-    def __init__(self, launcher: Launcher, bodies: BodyReader) -> None:
-        self._launcher = launcher
+    def __init__(self, control: Control, bodies: BodyReader) -> None:
+        self._control = control
         self._bodies = bodies
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -27,11 +25,6 @@ class Reports:
         replica_id = scope["path_params"]["id"]
         authorization = dict(scope["headers"]).get(b"authorization", b"")
         token = authorization.removeprefix(_BEARER).decode("latin-1")
-        if not self._launcher.is_agent(replica_id, token):
-            raise NotAuthenticated("Not this replica's token.")
-        try:
-            report = parse_report(replica_id, parse_object(await self._bodies.read(receive)))
-        except BadReport as error:
-            raise InvalidRequest(str(error), code="bad_report") from None
-        command, in_flight = self._launcher.report(report)
-        await send_json(send, {"command": command, "in_flight": in_flight})
+        self._control.check_agent(replica_id, token)
+        body = parse_object(await self._bodies.read(receive))
+        await send_json(send, await self._control.report(replica_id, body))

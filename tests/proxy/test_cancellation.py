@@ -41,8 +41,8 @@ async def idle(served: Served) -> None:
     """Until the gateway has nothing in flight."""
     replicas = [
         (backend, endpoint.replica_id)
-        for name, backend in served.gateway.backends.items()
-        for endpoint in served.gateway.sources[name].endpoints(name)
+        for name, backend in served.gateway.serving.backends.items()
+        for endpoint in served.gateway.control.sources[name].endpoints(name)
     ]
     await until(lambda: not any(backend.in_flight(replica_id) for backend, replica_id in replicas))
 
@@ -75,8 +75,8 @@ async def test_while_waiting_for_an_engine(tmp_path: Path) -> None:
     never = 'command = ["/bin/sleep", "1000"]\n'
     async with serving(local + never, tmp_path) as served:
         async with asking(served, stream=False):
-            await until(lambda: served.gateway.launcher.waiting("m"))
-        await until(lambda: not served.gateway.launcher.waiting("m"))
+            await until(lambda: served.gateway.control.launcher.waiting("m"))
+        await until(lambda: not served.gateway.control.launcher.waiting("m"))
     assert '"error":"client_disconnected"' in served.log_text()
 
 
@@ -124,7 +124,7 @@ async def test_a_finished_answer_leaves_the_connection_open_for_the_next(tmp_pat
 async def test_cancelling_a_call_frees_its_replica(tmp_path: Path) -> None:
     """What batches and tribunal will do: cancel the task that asks."""
     async with NeverBegins() as engine, serving(config(engine), tmp_path) as served:
-        backend = served.gateway.backends["m"]
+        backend = served.gateway.serving.backends["m"]
         call = Call("req_1", "/v1/chat/completions", "m", BODY, json.dumps(BODY).encode())
         task = asyncio.create_task(backend.run(call), name="asking")
         request = await engine.request()

@@ -29,7 +29,7 @@ async def test_a_tgi_says_its_context_length_where_the_configuration_does_not(
         async with serving(text, tmp_path) as served:
             if expected is None:
                 expected = engine.info()["max_total_tokens"]
-                await until(lambda: served.gateway._limits.context_length("m"))
+                await until(lambda: served.gateway.control.context_length("m"))
             assert await length(served) == expected
 
 
@@ -45,5 +45,5 @@ async def test_an_engine_that_does_not_answer_is_asked_again_and_nobody_waits_fo
         assert await length(served) is None
         engine.port = port
         async with engine:
-            await until(lambda: served.gateway._limits.context_length("m"))
+            await until(lambda: served.gateway.control.context_length("m"))
             assert await length(served) == engine.info()["max_total_tokens"]

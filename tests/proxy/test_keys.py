@@ -101,7 +101,7 @@ async def test_without_a_key_pages_of_other_sites_are_not_answered(
     tmp_path: Path, headers: dict[str, str], answered: bool
 ) -> None:
     async with serving('[models.m]\nengine = "vllm"\nurls = ["http://127.0.0.1:1"]', tmp_path) as served:
-        served.gateway._keys.open = True
+        served.gateway.serving._keys.open = True
         async with httpx.AsyncClient() as http:
             response = await http.get(served.url + "/v1/models", headers=headers)
     assert (response.status_code == 200) is answered

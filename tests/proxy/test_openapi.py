@@ -24,7 +24,7 @@ CONFIG = '[models."org/m"]\nengine = "vllm"\nurls = ["http://127.0.0.1:1"]'
 
 def routes_of(gateway: Gateway) -> list[Route]:
     """What the gateway's router really has, under the layers around it."""
-    layer: Any = gateway._app
+    layer: Any = gateway.serving._app
     while not isinstance(layer, Router):
         layer = getattr(layer, "_app", None) or layer._router
     return [route for route in layer.routes if isinstance(route, Route)]

@@ -1,0 +1,83 @@
+"""The configuration as jobs: the site, the cluster, and the submission of a replica."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from slurm_launcher.cluster import Cluster, JobComment, Submission
+from slurm_launcher.commands import directives
+from slurm_launcher.local import LocalCluster
+from slurm_launcher.script import render
+from slurm_launcher.slurm import SlurmCluster
+from slurm_launcher.spec import ModelSpec, Secrets, Site
+
+from .config import Config, ConfigError
+from .state import StateDir
+
+SIGNAL_LEAD_S = 120
+"""Slurm warns the agent this long before the wall time (and may do so up to a minute early)."""
+
+
+def site_of(config: Config, state: StateDir, gateway_url: str) -> Site:
+    section = config.launcher
+    shared = section.shared_dir.expanduser() if section.shared_dir is not None else None
+    return Site(
+        service=section.service,
+        gateway_url=gateway_url,
+        rendezvous=str((shared or state.path) / state.url_file.name),
+        log_directory=(shared or state.path) / state.logs.name,
+        python=section.python,
+        heartbeat_s=section.heartbeat_s,
+        orphan_timeout_s=section.orphan_timeout_s,
+    )
+
+
+def cluster_of(config: Config, state: StateDir) -> Cluster:
+    if config.launcher.kind == "local":
+        return LocalCluster(state.jobs, config.launcher.service)
+    return SlurmCluster(f"slurmgate-{config.launcher.service}")
+
+
+class Builder:
+    """Makes the submission of a new replica: the whole script, and the mark by which its job is found again."""
+
+    def __init__(self, config: Config, site: Site, secrets: Secrets) -> None:
+        self._local = config.launcher.kind == "local"
+        self._site = site
+        self._secrets = secrets
+
+    def check(self, specs: Mapping[str, ModelSpec]) -> None:
+        """Raises `ConfigError` for values that cannot stand in a batch script: now, not when a replica is needed."""
+        mistakes = []
+        for name, spec in specs.items():
+            try:
+                self.script(spec, "REPLICA", redact=True)
+            except ValueError as error:
+                mistakes.append(f'models."{name}": {error}')
+        if mistakes:
+            raise ConfigError("configuration", mistakes)
+
+    def __call__(self, spec: ModelSpec, replica_id: str) -> Submission:
+        mark = JobComment(self._site.service, spec.name, replica_id, spec.config_hash)
+        log = self._site.log_directory / f"{replica_id}.log"
+        return Submission(replica_id, self.script(spec, replica_id), mark, log)
+
+    def script(self, spec: ModelSpec, replica_id: str, *, redact: bool = False) -> str:
+        mark = JobComment(self._site.service, spec.name, replica_id, spec.config_hash)
+        lines: list[str] = []
+        if not self._local:
+            lines = directives(
+                spec.resources,
+                job_name=self._site.job_name,
+                comment=mark.dumps(),
+                output=str(self._site.log_directory / f"{replica_id}.log"),
+                signal_lead_s=SIGNAL_LEAD_S,
+            )
+        return render(
+            spec,
+            self._secrets.launch(replica_id),
+            self._site,
+            directives=lines,
+            host="127.0.0.1" if self._local else None,
+            redact=redact,
+        )

@@ -1,0 +1,170 @@
+"""The half that decides, in this process: which engines there are, and what is asked of them."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from sqlalchemy import Engine
+from structlog.typing import FilteringBoundLogger
+
+from backends.base import Launcher as EngineSource
+from backends.errors import InvalidRequest, NotAuthenticated
+from backends.fixed import FixedEndpoint, FixedEndpoints
+from slurm_launcher.loop import Launcher, Pace
+from slurm_launcher.reports import BadReport, parse_report
+from slurm_launcher.spec import Secrets
+from slurm_launcher.store import ReplicaStore
+
+from .config import Config, Model
+from .engine_limits import EngineLimits
+from .launching import Builder, cluster_of, site_of
+from .reload import Changes
+from .state import StateDir
+
+
+class LocalControl:
+    """The `Control` protocol.
+
+    in_flight   how many requests are on a replica now
+    reload      reads the configuration again, and has this and whoever answers go by it
+    sources     where each model's engines come from: the launcher, or fixed addresses
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        state: StateDir,
+        database: Engine,
+        *,
+        gateway_url: str,
+        log: FilteringBoundLogger,
+        in_flight: Callable[[str], int],
+        reload: Callable[[], Awaitable[Changes]],
+    ) -> None:
+        self.config = config
+        self._reload = reload
+        self._site = site_of(config, state, gateway_url)
+        secrets = Secrets(state.secret())
+        self._build = Builder(config, self._site, secrets)
+        self._build.check(config.specs)
+        self.launcher = Launcher(
+            cluster_of(config, state),
+            config.specs,
+            site=self._site,
+            secrets=secrets,
+            store=ReplicaStore(database),
+            build=self._build,
+            in_flight=in_flight,
+            log=log,
+            pace=Pace(config.launcher.poll_busy_s, config.launcher.poll_calm_s, min(2.0, config.launcher.poll_busy_s)),
+        )
+        self.sources: dict[str, EngineSource] = {}
+        self._connect(config.models)
+        self._engine_limits = self._limits_to_learn()
+        self._learning: asyncio.Task[None] | None = None
+
+    def _connect(self, models: Mapping[str, Model]) -> None:
+        """A source for each model that engines answer for."""
+        sources: dict[str, EngineSource] = {}
+        for name, model in models.items():
+            if model.urls:
+                sources[name] = fixed(model)
+            elif model.source is not None:
+                sources[name] = self.launcher
+        self.sources = sources
+
+    def _limits_to_learn(self) -> EngineLimits:
+        untold = [name for name, m in self.config.models.items() if m.engine == "tgi" and m.context_length is None]
+        return EngineLimits({name: self.sources[name] for name in untold})
+
+    # -- life ---------------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        self._site.log_directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_url(Path(self._site.rendezvous), self._site.gateway_url)
+        await self.launcher.start()
+        self._learn()
+
+    async def stop(self, *, stop_replicas: bool) -> list[str]:
+        """Returns the ids of jobs that would not end, where they were to."""
+        if self._learning is not None:
+            self._learning.cancel()
+            await asyncio.gather(self._learning, return_exceptions=True)
+        await self.launcher.stop()
+        return await self.launcher.stop_replicas() if stop_replicas else []
+
+    def _learn(self) -> None:
+        self._learning = asyncio.create_task(self._engine_limits.run(), name="engine limits")
+
+    def check(self, config: Config) -> None:
+        """Raises `ConfigError` for a configuration that could not be gone by."""
+        self._build.check(config.specs)
+
+    def configure(self, config: Config) -> None:
+        """Go by another configuration, which has been checked. Replicas that no longer fit are replaced one by one."""
+        self.config = config
+        self.launcher.configure(config.specs)
+        self._connect(config.models)
+        if self._learning is not None:
+            self._learning.cancel()
+        self._engine_limits = self._limits_to_learn()
+        self._learn()
+
+    # -- what is asked ------------------------------------------------------------------------------------------------
+
+    def endpoints(self) -> Mapping[str, int]:
+        return {
+            name: len(self.sources[name].endpoints(name)) if name in self.sources else 1 for name in self.config.models
+        }
+
+    def state_of(self, model: str) -> str:
+        source = self.sources.get(model)
+        if source is None or source.endpoints(model):
+            return "ready"
+        _, retry_after_s = source.outlook(model)
+        return "starting" if retry_after_s is None else "unavailable"
+
+    def context_length(self, model: str) -> int | None:
+        configured = self.config.models.get(model)
+        if configured is not None and configured.context_length is not None:
+            return configured.context_length
+        return self._engine_limits.context_length(model) or None
+
+    async def reload(self) -> Changes:
+        return await self._reload()
+
+    def check_agent(self, replica_id: str, token: str) -> None:
+        if not self.launcher.is_agent(replica_id, token):
+            raise NotAuthenticated("Not this replica's token.")
+
+    async def report(self, replica_id: str, body: dict[str, Any]) -> dict[str, Any]:
+        try:
+            report = parse_report(replica_id, body)
+        except BadReport as error:
+            raise InvalidRequest(str(error), code="bad_report") from None
+        command, in_flight = self.launcher.report(report)
+        return {"command": command, "in_flight": in_flight}
+
+
+def fixed(model: Model) -> FixedEndpoints:
+    """The engines of a model that names their URLs."""
+    key = os.environ.get(model.api_key_env, "") if model.api_key_env else ""
+    endpoints = []
+    for engine in model.urls:
+        parts = urlsplit(engine.url)
+        host, port = parts.hostname or "", parts.port or 0
+        limit = engine.max_in_flight or model.max_in_flight
+        endpoints.append(FixedEndpoint(f"{host}:{port}", host, port, key, engine.weight, limit))
+    return FixedEndpoints(endpoints)
+
+
+def write_url(path: Path, url: str) -> None:
+    """Tell agents where the gateway is; whole or not at all, since they may be reading."""
+    new = path.with_suffix(".new")
+    new.write_text(url + "\n")
+    new.replace(path)

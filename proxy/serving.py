@@ -1,0 +1,245 @@
+"""The half that answers: a registry of backends, the routes over it, and what stands around them. An ASGI app."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+from sqlalchemy import Engine
+from starlette.routing import Route, Router
+from starlette.types import ASGIApp, Receive, Scope, Send
+from structlog.typing import FilteringBoundLogger
+
+from backends.base import Backend
+from backends.base import Launcher as EngineSource
+from backends.compose import Options, backend_for
+from backends.dialects import DIALECTS, PLAIN
+from backends.fallback import with_fallbacks
+from backends.transport import Timeouts
+
+from .accounting import Accounting
+from .anthropic_errors import AnthropicErrors
+from .auth import Authentication, KeyRing
+from .bodies import BodyReader
+from .config import Config, Model
+from .control import Control
+from .dispatch import Dispatcher
+from .keys import KeyStore
+from .logging import LineWriter, RequestsLog
+from .metrics import Metrics
+from .middleware import Edge
+from .providers import foreign_backends, links_of
+from .registry import Entry, Registry
+from .routes import audio, chat, completions, embeddings, rerank, tokenize
+from .routes.description import describing
+from .routes.health import Health, Ready, ShowMetrics
+from .routes.inference import Check, Inference
+from .routes.internal import Reports
+from .routes.messages import CountTokens, CreateMessage
+from .routes.models import ListModels, ShowModel
+from .routes.reload import Reload
+from .routes.responses import CancelResponse, CreateResponse, InputItems, StoredResponse
+from .stored_responses import StoredResponses
+from .writer import forget_writer, writer_for
+
+FLUSH_S = 0.25
+HOUSEKEEPING_S = 1.0
+SWEEP_S = 3600.0
+
+
+class Shortcut:
+    """POST to a path without parameters goes to its endpoint by one look into a table, the rest to Starlette."""
+
+    def __init__(self, router: Router, routes: Sequence[Route]) -> None:
+        self._router = router
+        self._posts = {
+            route.path: route.app for route in routes if route.methods == {"POST"} and not route.param_convertors
+        }
+
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        app = self._posts.get(scope["path"]) if scope["method"] == "POST" else None
+        return (app or self._router)(scope, receive, send)
+
+
+class Serving:
+    """Answers requests.
+
+    engines         gives the source of a model's engines, for a model that has some
+    loopback_only   nothing but this machine can reach it
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        control: Control,
+        database: Engine,
+        *,
+        engines: Callable[[str], EngineSource],
+        metrics: Metrics,
+        loopback_only: bool,
+        log: FilteringBoundLogger,
+        lines: LineWriter,
+    ) -> None:
+        self._config = config
+        self._control = control
+        self._engines = engines
+        self._log = log
+        self._lines = lines
+        self._metrics = metrics
+        self._accounting = Accounting(database)
+        self._keys = KeyRing(KeyStore(database), loopback_only=loopback_only)
+        self.backends: dict[str, Backend] = self._made(config, {})
+        self._registry = Registry(self._entries(config))
+        self._responses = StoredResponses(database)
+        bodies = BodyReader(config.server.max_body_mb * 1024 * 1024)
+        self._app = self._stack(Dispatcher(self._registry, self._accounting), bodies)
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def _made(self, config: Config, kept: dict[str, Backend]) -> dict[str, Backend]:
+        """The backend of each model, those that are `kept` as they are. Raises `ConfigError`."""
+        foreign = foreign_backends({name: model for name, model in config.models.items() if name not in kept})
+        return {
+            name: kept.get(name) or foreign.get(name) or of_engines(name, model, self._engines(name))
+            for name, model in config.models.items()
+        }
+
+    def _entries(self, config: Config) -> Iterator[Entry]:
+        now = int(time.time())
+        served = with_fallbacks(self.backends, links_of(config.models))
+        control = self._control
+        for name in config.models:
+            yield Entry(name, served[name], now, partial(control.context_length, name), partial(control.state_of, name))
+
+    def _stack(self, dispatcher: Dispatcher, bodies: BodyReader) -> ASGIApp:
+        """Routes in the order in which they are tried, and what stands around them, innermost first."""
+        registry = self._registry
+
+        def serves(model: str, path: str) -> bool:
+            """Whether the model's engine has an endpoint by itself; a stand-in may lack it, so not with fallbacks."""
+            known = self._config.models[registry.find(model).name]
+            if not known.engine or known.fallbacks:
+                return False
+            return path in known.native or path in DIALECTS.get(known.engine, PLAIN).paths
+
+        def asks(path: str, check: Check, quiet: dict[str, Any] | None = None, at: str | None = None) -> Route:
+            return Route(at or path, Inference(path, check, dispatcher, bodies, quiet), methods=["POST"])
+
+        routes = [
+            asks(chat.PATH, chat.check, chat.QUIET_CHOICE),
+            asks(completions.PATH, completions.check, completions.QUIET_CHOICE),
+            asks(embeddings.PATH, embeddings.check),
+            asks(rerank.PATH, rerank.check),
+            *(asks(rerank.PATH, rerank.check, at=also) for also in rerank.ALSO_AT),
+            asks(tokenize.PATH, tokenize.check),
+            Route(audio.PATH, audio.Transcriptions(dispatcher, bodies), methods=["POST"]),
+            Route(CreateResponse.path, CreateResponse(dispatcher, bodies, self._responses, serves), methods=["POST"]),
+            Route(StoredResponse.path, StoredResponse(self._responses), methods=["GET", "DELETE"]),
+            Route(CancelResponse.path, CancelResponse(self._responses), methods=["POST"]),
+            Route(InputItems.path, InputItems(self._responses), methods=["GET"]),
+            Route(CreateMessage.path, CreateMessage(dispatcher, bodies, serves), methods=["POST"]),
+            Route(CountTokens.path, CountTokens(dispatcher, bodies, serves), methods=["POST"]),
+            Route(ListModels.path, ListModels(registry), methods=["GET"]),
+            Route(ShowModel.path, ShowModel(registry), methods=["GET"]),
+            Route(Health.path, Health(), methods=["GET"]),
+            Route(Ready.path, Ready(self._control.endpoints), methods=["GET"]),
+            Route(ShowMetrics.path, ShowMetrics(self._metrics), methods=["GET"]),
+            Route(Reports.path, Reports(self._control, bodies), methods=["POST"]),
+            Route(Reload.path, Reload(self._control), methods=["POST"]),
+        ]
+        routes += describing(routes)
+        app: ASGIApp = Shortcut(Router(routes, redirect_slashes=False), routes)
+        app = Authentication(app, self._keys)
+        return AnthropicErrors(Edge(app, self._log, RequestsLog(self._lines), self._metrics))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope["app"] = self  # Starlette's router then raises its 404 and 405, which Edge translates
+        try:
+            await self._app(scope, receive, writer_for(scope, send))
+        finally:
+            forget_writer(scope)
+
+    # -- life ---------------------------------------------------------------------------------------------------------
+
+    @property
+    def needs_key(self) -> bool:
+        return not self._keys.open
+
+    async def start(self) -> None:
+        self._keys.refresh()
+        self._tasks = [
+            asyncio.create_task(self._flush(), name="log writer"),
+            asyncio.create_task(self._keep_house(), name="housekeeping"),
+        ]
+
+    async def stop(self) -> None:
+        """After the last answer."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for backend in self.backends.values():
+            await backend.aclose()
+        await self._write_usage()
+        self._lines.flush()
+
+    def check(self, config: Config) -> None:
+        """Raises `ConfigError` for a configuration that could not be gone by."""
+        foreign_backends(config.models)
+
+    async def configure(self, config: Config) -> None:
+        """Go by another configuration. Requests under way keep the backends they have."""
+        running = self._config.models
+        kept = {name: b for name, b in self.backends.items() if running[name] == config.models.get(name)}
+        before = self.backends
+        self.backends = self._made(config, kept)
+        self._config = config
+        self._registry.replace(self._entries(config))
+        for name, backend in before.items():
+            if name not in kept:
+                await backend.aclose()
+
+    async def _flush(self) -> None:
+        while True:
+            await asyncio.sleep(FLUSH_S)
+            self._lines.flush()
+
+    async def _keep_house(self) -> None:
+        sweep_at = 0.0
+        while True:
+            await asyncio.sleep(HOUSEKEEPING_S)
+            try:
+                await asyncio.to_thread(self._keys.refresh)
+                await self._write_usage()
+                if time.monotonic() >= sweep_at:
+                    sweep_at = time.monotonic() + SWEEP_S
+                    await asyncio.to_thread(self._responses.sweep)
+            except Exception:  # the database may be locked or full for a while; usage is kept for the next time
+                self._log.exception("housekeeping_failed")
+
+    async def _write_usage(self) -> None:
+        rows = self._accounting.take()
+        try:
+            await asyncio.shield(asyncio.to_thread(self._accounting.write, rows))
+        except Exception:
+            self._accounting.put_back(rows)
+            raise
+
+
+def of_engines(name: str, model: Model, source: EngineSource) -> Backend:
+    """The backend of a model that engines answer for."""
+    return backend_for(
+        name,
+        source,
+        model.engine,
+        options=Options(
+            drop_unsupported=model.drop_unsupported,
+            matryoshka=model.matryoshka,
+            own_vocabulary=model.own_vocabulary,
+            max_inputs=model.max_inputs,
+            native=frozenset(model.native),
+        ),
+        wait_s=model.timeouts.replica_wait_s,
+        timeouts=Timeouts(model.timeouts.connect_s, model.timeouts.first_byte_s, model.timeouts.idle_s),
+    )
