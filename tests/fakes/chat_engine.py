@@ -4,6 +4,7 @@ Answers            a whole chat completion, or the same as a stream
 AnswersWith        any status and body
 NeverBegins        takes the request and says nothing
 StopsMidStream     sends the first chunks, then nothing more
+PausesMidStream    ... then nothing until it is told to go on
 DiesMidStream      sends the first chunks, then closes
 DiesOnRequests     closes without a word
 BreaksInItsStream  sends an error event inside a 200, as TGI and llama.cpp do
@@ -172,6 +173,20 @@ class NeverBegins(Engine):
 class StopsMidStream(Engine):
     async def answer(self, request: Request, write: Write) -> bool:
         await write(STREAM_HEAD + chunk(event(delta("m", "Slurm"))))
+        return True
+
+
+class PausesMidStream(Engine):
+    """Until `go_on` is set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.go_on = asyncio.Event()
+
+    async def answer(self, request: Request, write: Write) -> bool:
+        await write(STREAM_HEAD + chunk(event(delta("m", "Slurm"))))
+        await self.go_on.wait()
+        await write(chunk(event(delta("m", None, "stop"))) + chunk(event(b"[DONE]")) + b"0\r\n\r\n")
         return True
 
 
