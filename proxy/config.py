@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from slurm_launcher.autoscale import Scaling, Warm
 from slurm_launcher.engines import ENGINES
 from slurm_launcher.plugins import PluginError, install_engines
 from slurm_launcher.runtimes import RUNTIMES
@@ -100,6 +101,35 @@ def one_of(names: Mapping[str, object]) -> AfterValidator:
     return AfterValidator(check)
 
 
+_DAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
+
+
+def parse_days(text: Any) -> Any:
+    """`"mon-fri"`, `"sat,sun"`, `"daily"` -> numbers of weekdays, 0 for Monday."""
+    if not isinstance(text, str):
+        raise ValueError('expected a text such as "mon-fri" or "sat,sun"')
+    if text == "daily":
+        return frozenset(range(7))
+    days: set[int] = set()
+    for part in text.lower().split(","):
+        first, _, last = part.strip().partition("-")
+        if first not in _DAYS or (last or first) not in _DAYS:
+            raise ValueError('expected days such as "mon-fri", "sat,sun" or "daily"')
+        start, end = _DAYS.index(first), _DAYS.index(last or first)
+        days |= {(start + n) % 7 for n in range((end - start) % 7 + 1)}
+    return frozenset(days)
+
+
+def parse_time_of_day(text: Any) -> Any:
+    """`"08:30"` -> seconds since midnight."""
+    match = re.fullmatch(r"(\d\d):(\d\d)", text) if isinstance(text, str) else None
+    if match is None or int(match[1]) * 60 + int(match[2]) > 24 * 60 or int(match[2]) > 59:
+        raise ValueError('expected a time of day such as "08:30"')
+    return (int(match[1]) * 60 + int(match[2])) * 60
+
+
+Days = Annotated[frozenset[int], BeforeValidator(parse_days)]
+TimeOfDay = Annotated[int, BeforeValidator(parse_time_of_day)]
 TimeLimit = Annotated[int, BeforeValidator(parse_time_limit)]
 Memory = Annotated[int, BeforeValidator(parse_memory)]
 EngineUrl = Annotated[str, AfterValidator(check_engine_url)]
@@ -196,6 +226,10 @@ class LauncherSection(Section):
     """Job logs and the gateway's current URL, visible from the nodes; by default the state directory."""
     poll_busy_s: float = Field(15.0, ge=1)
     poll_calm_s: float = Field(60.0, ge=1)
+    max_pending_jobs: int | None = Field(None, ge=1)
+    """Jobs that may wait in Slurm's queue at once, all models together."""
+    max_gpus: int | None = Field(None, ge=1)
+    """GPUs that all replicas together may have or wait for."""
     stop_replicas_on_exit: bool = False
 
 
@@ -212,6 +246,46 @@ class SlurmSection(Section):
     reservation: str | None = None
     exclusive: bool = False
     extra: tuple[Annotated[str, Field(pattern=r"^--?[^\n]+$")], ...] = Field((), strict=False)
+    nodes: int = Field(1, ge=1)
+    """More than one: one engine over several nodes; `gpus`, `cpus` and `memory` are those of each node."""
+    gpu_memory: Memory = 0
+    """Of one GPU, where it cannot be told from `gpu_type`."""
+    cluster: str = Field("", pattern=r"^[A-Za-z0-9_.-]*$")
+    """For sites with several clusters (`-M`)."""
+
+
+class WarmHours(Section):
+    """Hours in which there shall be at least so many replicas, in the local time of the gateway's machine."""
+
+    days: Days = frozenset(range(7))
+    start: TimeOfDay
+    end: TimeOfDay
+    """Not later than `start`: on the next day."""
+    replicas: int = Field(1, ge=1)
+
+
+class ScalingSection(Section):
+    """How many replicas, by demand."""
+
+    min: int = Field(0, ge=0, le=1000)
+    max: int = Field(1, ge=1, le=1000)
+    load: float | None = Field(None, gt=0)
+    """Requests, in flight and queued, for each replica; by default 70 % of what one takes at once."""
+    ttft_goal_s: Seconds | None = None
+    """A median time to first token above this asks for one more replica."""
+    idle_s: Seconds = 900.0
+    """Without a request for this long: down to `min`."""
+    step_up: int = Field(2, ge=1)
+    step_down: int = Field(1, ge=1)
+    hold_up_s: float = Field(60.0, ge=0)
+    hold_down_s: float = Field(300.0, ge=0)
+    warm: tuple[WarmHours, ...] = Field((), strict=False)
+
+    @model_validator(mode="after")
+    def _agrees_with_itself(self) -> ScalingSection:
+        if self.min > self.max:
+            raise ValueError(f"expected min ({self.min}) to be at most max ({self.max})")
+        return self
 
 
 class Fallback(Section):
@@ -224,7 +298,7 @@ class Fallback(Section):
 
 _OF_ENGINES = frozenset(
     {"engine", "task", "runtime", "image", "command", "arguments", "environment", "binds", "prologue", "replicas",
-     "start_timeout_s", "drain_timeout_s", "slurm"}
+     "scaling", "lead_s", "local_copy", "fit", "start_timeout_s", "drain_timeout_s", "slurm"}
 )  # fmt: skip
 
 
@@ -284,6 +358,14 @@ class Model(Section):
     """Requests that share a long prefix go to the same replica while it has room: its prefix cache has it."""
     queue: Queue = Queue()
     replicas: int = Field(1, ge=0, le=1000)
+    """A fixed number; `scaling` is for one that follows the demand."""
+    scaling: ScalingSection | None = None
+    lead_s: float = Field(300.0, ge=0)
+    """At least so long before its wall time a replica's successor is submitted."""
+    local_copy: Annotated[str, Field(pattern=r"^/")] | None = None
+    """A directory of the nodes, such as "/scratch": weights are copied there first, and read from there."""
+    fit: Literal["refuse", "warn", "off"] = "warn"
+    """What happens at the start when a model cannot fit into the GPUs it asks for, where that can be told."""
     start_timeout_s: Seconds = 1800.0
     drain_timeout_s: Seconds = 120.0
     timeouts: Timeouts = Timeouts()
@@ -305,6 +387,8 @@ class Model(Section):
         for key, way in (("api_base", "hosted"), ("options", "backend")):
             if getattr(self, key) and ways[0] != way:
                 raise ValueError(f"expected `{key}` only with `{way}`")
+        if self.scaling is not None and "replicas" in self.model_fields_set:
+            raise ValueError("expected either `replicas`, a fixed number, or `scaling`")
         if self.source and self.runtime != "none" and not self.image:
             raise ValueError(f"expected `image`, the container image, since runtime is {self.runtime!r}")
         if self.source and self.task == "generate" and not ENGINES[self.engine].generates:
@@ -347,9 +431,11 @@ def _spec(name: str, model: Model) -> ModelSpec:
         binds=model.binds,
         prologue=model.prologue,
         context_length=model.context_length,
-        replicas=model.replicas,
+        scaling=_scaling(model),
         start_timeout_s=model.start_timeout_s,
         drain_timeout_s=model.drain_timeout_s,
+        lead_s=model.lead_s,
+        local_copy=model.local_copy,
         resources=Resources(
             gpus=slurm.gpus,
             gpu_type=slurm.gpu_type,
@@ -363,7 +449,28 @@ def _spec(name: str, model: Model) -> ModelSpec:
             reservation=slurm.reservation,
             exclusive=slurm.exclusive,
             extra=slurm.extra,
+            nodes=slurm.nodes,
+            gpu_memory_mb=slurm.gpu_memory,
+            cluster=slurm.cluster,
         ),
+    )
+
+
+def _scaling(model: Model) -> Scaling:
+    asked = model.scaling
+    if asked is None:
+        return Scaling(least=model.replicas, most=model.replicas)
+    return Scaling(
+        least=asked.min,
+        most=asked.max,
+        load=asked.load,
+        ttft_goal_s=asked.ttft_goal_s,
+        idle_s=asked.idle_s,
+        step_up=asked.step_up,
+        step_down=asked.step_down,
+        hold_up_s=asked.hold_up_s,
+        hold_down_s=asked.hold_down_s,
+        warm=tuple(Warm(hours.days, hours.start, hours.end, hours.replicas) for hours in asked.warm),
     )
 
 
@@ -446,6 +553,9 @@ def _way(start: str, goal: str, models: Mapping[str, Model], walked: tuple[str, 
 def _over(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """`given` over `defaults`, tables merged."""
     merged = dict(defaults)
+    for one, other in (("replicas", "scaling"), ("scaling", "replicas")):
+        if one in given and other not in given:  # they exclude each other
+            merged.pop(other, None)
     for key, value in given.items():
         below = merged.get(key)
         merged[key] = _over(below, value) if isinstance(below, dict) and isinstance(value, dict) else value

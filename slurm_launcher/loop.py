@@ -313,7 +313,7 @@ class Launcher:
         if failed and failed[-1].failure is not None:
             wait_s = max(1.0, retry_at(ended, spec) - self._clock())
             return f"{model} cannot start: {failed[-1].failure.message}", wait_s
-        if spec.replicas == 0:
+        if spec.scaling.most == 0:
             return f"{model} is switched off (replicas = 0).", 120.0
         return f"{model} is starting.", None
 

@@ -43,7 +43,10 @@ class Poll:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """`poll` is None in a step that did not ask, or was not answered. Then nothing can be found missing."""
+    """`poll` is None in a step that did not ask, or was not answered. Then nothing can be found missing.
+
+    counts   how many replicas each model shall have now; the least that its scaling allows where it is left out
+    """
 
     now: float
     wanted: Mapping[str, ModelSpec]
@@ -51,6 +54,7 @@ class Facts:
     poll: Poll | None = None
     service: str = ""
     heartbeat_s: float = 5.0
+    counts: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,11 +96,11 @@ def reconcile(facts: Facts) -> list[Action]:
     for model in {*facts.wanted, *(replica.model for replica in after.values())}:
         spec = facts.wanted.get(model)
         live = [r for r in after.values() if r.model == model and not r.ended]
-        after.update({r.id: stop(r, facts.now) for r in surplus(live, spec)})
+        after.update({r.id: stop(r, facts.now) for r in surplus(live, spec, facts.counts)})
         if spec is not None:
             ended = [r for r in after.values() if r.model == model and r.ended]
             if facts.now >= retry_at(ended, spec):
-                submits.extend(Submit(model) for _ in range(missing(live, spec)))
+                submits.extend(Submit(model) for _ in range(missing(live, spec, facts.counts)))
 
     cancels.extend(Cancel(r.job_id) for r in after.values() if r.job_id is not None and overdue(r, facts))
     puts: list[Action] = [Put(r) for r in after.values() if r != known.get(r.id)]
@@ -236,15 +240,20 @@ def serving(replica: Replica) -> bool:
     return replica.target is Target.RUN and replica.status in (Status.PENDING, Status.STARTING, Status.READY)
 
 
-def missing(live: Iterable[Replica], spec: ModelSpec) -> int:
+def count_of(spec: ModelSpec, counts: Mapping[str, int]) -> int:
+    return counts.get(spec.name, spec.scaling.least)
+
+
+def missing(live: Iterable[Replica], spec: ModelSpec, counts: Mapping[str, int]) -> int:
     """How many to submit. While replicas of an older configuration serve, one more at a time: they go as it comes."""
     ours = [r for r in live if serving(r)]
     current = sum(r.config_hash == spec.config_hash for r in ours)
-    wanted = spec.replicas - current
-    return min(wanted, max(0, spec.replicas + 1 - len(ours))) if len(ours) > current else max(0, wanted)
+    count = count_of(spec, counts)
+    wanted = count - current
+    return min(wanted, max(0, count + 1 - len(ours))) if len(ours) > current else max(0, wanted)
 
 
-def surplus(live: Iterable[Replica], spec: ModelSpec | None) -> list[Replica]:
+def surplus(live: Iterable[Replica], spec: ModelSpec | None, counts: Mapping[str, int]) -> list[Replica]:
     """Which to stop: those of models no longer wanted, those above the number, outdated ones that are replaced."""
     ours = [r for r in live if serving(r)]
     if spec is None:
@@ -252,7 +261,8 @@ def surplus(live: Iterable[Replica], spec: ModelSpec | None) -> list[Replica]:
     current = sorted((r for r in ours if r.config_hash == spec.config_hash), key=usefulness, reverse=True)
     outdated = sorted((r for r in ours if r.config_hash != spec.config_hash), key=usefulness, reverse=True)
     ready = sum(r.status is Status.READY for r in current)
-    return [*current[spec.replicas :], *outdated[max(0, spec.replicas - ready) :]]
+    count = count_of(spec, counts)
+    return [*current[count:], *outdated[max(0, count - ready) :]]
 
 
 def usefulness(replica: Replica) -> tuple[int, float]:

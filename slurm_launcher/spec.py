@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .autoscale import Scaling
+
 
 @dataclass(frozen=True, slots=True)
 class Resources:
@@ -27,6 +29,12 @@ class Resources:
     exclusive: bool = False
     extra: tuple[str, ...] = ()
     """More sbatch options, one a line, such as `--nodelist=n1`."""
+    nodes: int = 1
+    """More than one: one engine over several nodes. `gpus`, `cpus` and `memory_mb` are those of each node."""
+    gpu_memory_mb: int = 0
+    """Of one GPU, where it cannot be told from `gpu_type`: for the question whether a model fits."""
+    cluster: str = ""
+    """For sites with several (`-M`); "" for the default one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +52,10 @@ class ModelSpec:
     environment   for the engine, beside its own; may hold secrets, so it never reaches a command line
     binds         host paths that the container sees, `SRC` or `SRC:DST` or `SRC:DST:ro`
     prologue      shell lines that run before the agent (module load ...)
-    replicas      how many there shall be
+    scaling       how many there shall be
+    lead_s        at least so long before its wall time a replica's successor is submitted; what queueing and starting
+                  were measured to take counts where it is longer
+    local_copy    a directory of the node, such as `/scratch`: the weights are copied there and read from there
     """
 
     name: str
@@ -60,15 +71,17 @@ class ModelSpec:
     prologue: tuple[str, ...] = ()
     context_length: int | None = None
     resources: Resources = field(default_factory=Resources)
-    replicas: int = 1
+    scaling: Scaling = field(default_factory=Scaling)
     start_timeout_s: float = 1800.0
     drain_timeout_s: float = 120.0
+    lead_s: float = 300.0
+    local_copy: str | None = None
 
     @property
     def config_hash(self) -> str:
-        """Changes when a running replica is no longer what the configuration asks for (so not with `replicas`)."""
+        """Changes when a running replica is no longer what the configuration asks for (so not with `scaling`)."""
         fields: dict[str, Any] = asdict(self)
-        del fields["replicas"]
+        del fields["scaling"], fields["lead_s"]
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:12]
 
 

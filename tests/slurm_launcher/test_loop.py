@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from sqlalchemy import create_engine
 
+from slurm_launcher.autoscale import Scaling
 from slurm_launcher.cluster import CouldNotAsk, Job, JobComment, Refused, Submission
 from slurm_launcher.loop import Launcher, Pace
 from slurm_launcher.reports import parse_report
@@ -18,7 +19,7 @@ from slurm_launcher.spec import ModelSpec, Secrets, Site
 from slurm_launcher.states import Status
 from slurm_launcher.store import ReplicaStore
 
-SPEC = ModelSpec("org/m", "llamacpp", "/m.gguf", replicas=1)
+SPEC = ModelSpec("org/m", "llamacpp", "/m.gguf")
 SITE = Site("main", "http://127.0.0.1:1", "/dev/null", Path("/tmp"), heartbeat_s=5.0)  # noqa: S108
 
 
@@ -211,7 +212,7 @@ async def test_a_new_process_without_a_database_adopts_by_mark_and_report(world:
 
 
 async def test_stopping_the_replicas_leaves_no_job(world: World) -> None:
-    launcher = world.launcher(replace(SPEC, replicas=3))
+    launcher = world.launcher(replace(SPEC, scaling=Scaling(3, 3)))
     await world.steps(launcher)
     assert await launcher.stop_replicas(5) == []
     assert {job.state for job in world.cluster.known.values()} == {"CANCELLED"}

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from slurm_launcher.autoscale import Scaling
 from slurm_launcher.cluster import Job, JobComment
 from slurm_launcher.reconcile import (
     BACKOFF_REFUSED_S,
@@ -25,7 +26,7 @@ from slurm_launcher.spec import ModelSpec
 from slurm_launcher.states import Failure, Replica, Status, Target, advance
 
 NOW = 1_000_000.0
-SPEC = ModelSpec("llama", "tgi", "/models/llama", replicas=2)
+SPEC = ModelSpec("llama", "tgi", "/models/llama", scaling=Scaling(2, 2))
 
 
 def replica(name: str = "r1", status: Status = Status.READY, **fields: object) -> Replica:
@@ -158,7 +159,7 @@ def test_a_job_whose_replica_was_given_up_is_cancelled() -> None:
 
 
 def test_surplus_drains_the_least_useful_first() -> None:
-    spec = replace(SPEC, replicas=1)
+    spec = replace(SPEC, scaling=Scaling(1, 1))
     actions = decide(replica("r1"), replica("r2", Status.STARTING), spec=spec)
     draining = put(actions, "r2")
     assert (draining.target, draining.status) == (Target.STOP, Status.DRAINING)
