@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from slurm_launcher.cluster import Cluster, JobComment, Submission
 from slurm_launcher.commands import directives
 from slurm_launcher.local import LocalCluster
+from slurm_launcher.reconcile import Submit
 from slurm_launcher.script import render
 from slurm_launcher.slurm import SlurmCluster
-from slurm_launcher.spec import ModelSpec, Secrets, Site
+from slurm_launcher.spec import ModelSpec, Resources, Secrets, Site
 
 from .config import Config, ConfigError
 from .state import StateDir
@@ -32,10 +34,12 @@ def site_of(config: Config, state: StateDir, gateway_url: str) -> Site:
     )
 
 
-def cluster_of(config: Config, state: StateDir) -> Cluster:
+def clusters_of(config: Config, state: StateDir) -> dict[str, Cluster]:
+    """By name; "" is the default one, which is always among them."""
     if config.launcher.kind == "local":
-        return LocalCluster(state.jobs, config.launcher.service)
-    return SlurmCluster(f"slurmgate-{config.launcher.service}")
+        return {"": LocalCluster(state.jobs, config.launcher.service)}
+    names = {"", *(spec.resources.cluster for spec in config.specs.values())}
+    return {name: SlurmCluster(f"slurmgate-{config.launcher.service}", name=name) for name in sorted(names)}
 
 
 class Builder:
@@ -57,17 +61,17 @@ class Builder:
         if mistakes:
             raise ConfigError("configuration", mistakes)
 
-    def __call__(self, spec: ModelSpec, replica_id: str) -> Submission:
+    def __call__(self, spec: ModelSpec, replica_id: str, submit: Submit) -> Submission:
         mark = JobComment(self._site.service, spec.name, replica_id, spec.config_hash)
         log = self._site.log_directory / f"{replica_id}.log"
-        return Submission(replica_id, self.script(spec, replica_id), mark, log)
+        return Submission(replica_id, self.script(spec, replica_id, submit), mark, log)
 
-    def script(self, spec: ModelSpec, replica_id: str, *, redact: bool = False) -> str:
+    def script(self, spec: ModelSpec, replica_id: str, submit: Submit | None = None, *, redact: bool = False) -> str:
         mark = JobComment(self._site.service, spec.name, replica_id, spec.config_hash)
         lines: list[str] = []
         if not self._local:
             lines = directives(
-                spec.resources,
+                asked(spec.resources, submit) if submit is not None else spec.resources,
                 job_name=self._site.job_name,
                 comment=mark.dumps(),
                 output=str(self._site.log_directory / f"{replica_id}.log"),
@@ -81,3 +85,12 @@ class Builder:
             host="127.0.0.1" if self._local else None,
             redact=redact,
         )
+
+
+def asked(resources: Resources, submit: Submit) -> Resources:
+    """What is asked of Slurm now: the model's resources with what the moment adds to them."""
+    if submit.exclude:
+        resources = replace(resources, extra=(*resources.extra, f"--exclude={','.join(submit.exclude)}"))
+    if submit.time_limit_s is not None:
+        resources = replace(resources, time_limit_s=submit.time_limit_s)
+    return resources

@@ -125,3 +125,8 @@ class Cluster(Protocol):
 
     async def cancel(self, ids: Iterable[str]) -> None:
         """End jobs. Unknown and ended ones are no error."""
+
+    async def maintenance(self, partition: str, now: float) -> float | None:
+        """When all nodes of a partition ("" for the default one) go into maintenance next, in seconds since the epoch;
+        None for never. `now` if they are in it."""
+        return None

@@ -16,12 +16,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
+from .autoscale import Allowance, Clock, Demand, Memory, Supply, decide, restarted
 from .cluster import Cluster, CouldNotAsk, Job, Refused, Submission
-from .reconcile import Cancel, Facts, Forget, Poll, Put, Submit, failures, reconcile, retry_at
+from .failing import retry_at
+from .observing import JobKey, Poll, key_of
+from .outlook import outlook
+from .reconcile import Cancel, Facts, Forget, Put, Submit, reconcile
 from .reports import Report, command_for, heard
 from .spec import ModelSpec, Secrets, Site
 from .states import Failure, Replica, Status, Target, advance
 from .store import ReplicaStore
+from .wanting import serving, stop
 
 
 class Log(Protocol):
@@ -42,6 +47,11 @@ class Endpoint:
     api_key: str = field(repr=False)
     weight: float = 1.0
     limit: int | None = None
+    ends_at: float | None = None
+
+
+SLOWNESS = 20.0
+"""A scheduler that takes a second to answer is asked at most every so many seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,54 +59,75 @@ class Pace:
     """Seconds between polls of the scheduler: while something changes, and while nothing does.
 
     Liveness comes from the agents' reports; the scheduler is asked for what they cannot tell.
+
+    least_s         never more often than this, whatever happens
+    scale_s         between two looks at the demand, where a number of replicas follows it
+    maintenance_s   between two questions for maintenance reservations
     """
 
     busy_s: float = 15.0
     calm_s: float = 60.0
     least_s: float = 2.0
-    """Never more often than this, whatever happens."""
+    scale_s: float = 5.0
+    maintenance_s: float = 600.0
+
+
+def no_demand(model: str) -> Demand:
+    """Of a launcher that nobody tells of requests."""
+    return Demand()
 
 
 class Launcher:
-    """Keeps `replicas` of each model running on a cluster.
+    """Keeps replicas of each model running on clusters.
 
+    clusters   by name; "" is the default one
     in_flight(replica_id) -> how many requests the gateway has on that replica now; agents end a drained engine at 0.
-    build(spec, replica_id) -> the submission for a new replica: script and mark.
+    build(spec, replica_id, submit) -> the submission for a new replica: script and mark.
+    demand(model) -> what is asked of it now
     """
 
     def __init__(
         self,
-        cluster: Cluster,
+        clusters: Mapping[str, Cluster],
         models: Mapping[str, ModelSpec],
         *,
         site: Site,
         secrets: Secrets,
         store: ReplicaStore,
-        build: Callable[[ModelSpec, str], Submission],
+        build: Callable[[ModelSpec, str, Submit], Submission],
         in_flight: Callable[[str], int],
         log: Log,
+        demand: Callable[[str], Demand] = no_demand,
+        allowance: Allowance | None = None,
         pace: Pace | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.models = dict(models)
-        self._cluster = cluster
+        self._clusters = dict(clusters)
         self._site = site
         self._secrets = secrets
         self._store = store
         self._build = build
         self._in_flight = in_flight
+        self._demand = demand
+        self._allowance = allowance or Allowance()
         self._log = log
         self._pace = pace or Pace()
         self._clock = clock
         self._replicas: dict[str, Replica] = {}
         self._endpoints: dict[str, tuple[Endpoint, ...]] = {}
+        self._memories: dict[str, Memory] = {}
+        self._set: dict[str, int] = {}
         self._wake = asyncio.Event()
         self._poll_soon = True
         self._polled_at = 0.0
+        self._took_s = 0.0
+        self._maintenance: dict[str, float] = {}
+        self._maintenance_at = 0.0
         self._changed: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
         self._waiting: Counter[str] = Counter()
         self._dirty: dict[str, Replica | None] = {}
-        self._cannot_ask = ""
+        self._silence: dict[str, str] = {}
         self._task: asyncio.Task[None] | None = None
 
     # -- life ---------------------------------------------------------------------------------------------------------
@@ -107,6 +138,7 @@ class Launcher:
             self._replicas[replica.id] = replica
         for model in {replica.model for replica in self._replicas.values()}:
             self._refresh(model)
+        self._set = await asyncio.to_thread(self._store.counts)
         self._task = asyncio.create_task(self._run(), name="launcher")
 
     def configure(self, models: Mapping[str, ModelSpec]) -> None:
@@ -129,15 +161,17 @@ class Launcher:
         """After `stop`: end every job of this service. Returns the ids of jobs still there after `timeout_s`."""
         deadline = self._clock() + timeout_s
         while True:
-            try:
-                jobs = await self._cluster.jobs()
-                left = [job.id for job in jobs.values() if not job.over]
-                if not left:
-                    break
-                await self._cluster.cancel([job.id for job in jobs.values() if job.alive])
-            except CouldNotAsk as error:
-                left = [r.job_id or r.id for r in self._replicas.values() if not r.ended]
-                self._log.warning("scheduler_silent", error=str(error))
+            left: list[str] = []
+            for name, cluster in self._clusters.items():
+                try:
+                    jobs = await cluster.jobs()
+                    left += [job.id for job in jobs.values() if not job.over]
+                    await cluster.cancel([job.id for job in jobs.values() if job.alive])
+                except CouldNotAsk as error:
+                    left += [r.job_id or r.id for r in self._replicas.values() if not r.ended and r.cluster == name]
+                    self._log.warning("scheduler_silent", cluster=name, error=str(error))
+            if not left:
+                break
             if self._clock() >= deadline:
                 return left
             await asyncio.sleep(min(1.0, self._pace.least_s))
@@ -158,33 +192,44 @@ class Launcher:
             self._wake.clear()
 
     def _rest_s(self) -> float:
-        """Until the next step: the next poll or the next attempt, whichever is first."""
+        """Until the next step: the next poll, the next attempt, or the next look at the demand."""
         now = self._clock()
-        due = self._polled_at + (self._pace.least_s if self._poll_soon else self._interval_s())
+        due = self._polled_at + self._poll_every_s()
         for model, spec in self.models.items():
             at = retry_at([r for r in self._replicas.values() if r.model == model and r.ended], spec)
             if at > now:
                 due = min(due, at)
+        if any(spec.scaling.least != spec.scaling.most for spec in self.models.values()):
+            due = min(due, now + self._pace.scale_s)
         return max(0.05, due - now)
 
-    def _interval_s(self) -> float:
+    def _poll_every_s(self) -> float:
+        if self._poll_soon:
+            return max(self._pace.least_s, self._took_s)
         unsettled = any(
             r.status in (Status.PENDING, Status.STARTING, Status.DRAINING) or r.unseen for r in self._replicas.values()
         )
-        return self._pace.busy_s if unsettled else self._pace.calm_s
+        return max(self._pace.busy_s if unsettled else self._pace.calm_s, SLOWNESS * self._took_s)
 
     # -- one step -----------------------------------------------------------------------------------------------------
 
     async def step(self) -> None:
         """Ask if it is time to, reconcile, act."""
-        poll = await self._poll() if self._poll_is_due() else None
+        poll = await self._poll() if self._clock() - self._polled_at >= self._poll_every_s() else None
+        now = self._clock()
+        await self._look_for_maintenance(now)
+        live = [r for r in self._replicas.values() if not r.ended]
         facts = Facts(
-            now=self._clock(),
+            now=now,
             wanted=self.models,
             replicas=list(self._replicas.values()),
             poll=poll,
             service=self._site.service,
             heartbeat_s=self._site.heartbeat_s,
+            counts={model: self._count(spec, live, now) for model, spec in self.models.items()},
+            in_flight={r.id: self._in_flight(r.id) for r in live},
+            maintenance=self._maintenance,
+            allowance=self._allowance,
         )
         actions = reconcile(facts)
         for action in actions:
@@ -198,46 +243,85 @@ class Launcher:
                 case _:
                     pass
         await self._save()
-        cancelled = [action.job_id for action in actions if isinstance(action, Cancel)]
-        if cancelled:
-            await self._cancel(cancelled)
+        await self._cancel([action for action in actions if isinstance(action, Cancel)])
         for action in actions:
             if isinstance(action, Submit):
-                await self._submit(self.models[action.model])
+                await self._submit(action)
         await self._save()
 
-    def _poll_is_due(self) -> bool:
-        since = self._clock() - self._polled_at
-        return since >= (self._pace.least_s if self._poll_soon else self._interval_s())
+    def _count(self, spec: ModelSpec, live: list[Replica], now: float) -> int:
+        """How many replicas a model shall have: what an operator has set, else what its demand asks for."""
+        ours = [r for r in live if r.model == spec.name and serving(r)]
+        memory = self._memories.get(spec.name) or restarted(Memory(), len(ours))
+        ready = sum(r.status is Status.READY for r in ours)
+        memory = decide(spec.scaling, self._demand(spec.name), Supply(ready, len(ours) - ready), memory, Clock.at(now))
+        self._memories[spec.name] = memory
+        return self._set.get(spec.name, memory.wanted)
 
     async def _poll(self) -> Poll | None:
+        """One question to each cluster; None if none of them has answered."""
         asked_at = self._clock()
         self._polled_at = asked_at
         self._poll_soon = False
-        try:
-            jobs = await self._cluster.jobs()
-        except CouldNotAsk as error:
-            if not self._cannot_ask:
-                self._log.warning("scheduler_silent", error=str(error))
-            self._cannot_ask = str(error)
+        begun = time.monotonic()
+        answers = await asyncio.gather(*(self._jobs_of(name) for name in self._clusters))
+        self._took_s = time.monotonic() - begun
+        jobs: dict[JobKey, Job] = {}
+        answered = frozenset(name for name, found in zip(self._clusters, answers, strict=True) if found is not None)
+        if not answered:
             return None
-        self._cannot_ask = ""
-        vanished = [r.job_id for r in self._replicas.values() if not r.ended and r.job_id and r.job_id not in jobs]
-        ended: dict[str, Job] = {}
-        if vanished:
-            # accounting only says how they ended; that they are gone, two answers without them tell
-            with contextlib.suppress(CouldNotAsk):
-                ended = await self._cluster.ended(vanished)
-        return Poll(asked_at, jobs, ended)
+        for name, found in zip(self._clusters, answers, strict=True):
+            jobs |= {(name, job_id): job for job_id, job in (found or {}).items()}
+        ended: dict[JobKey, Job] = {}
+        for name in answered:
+            vanished = [
+                r.job_id
+                for r in self._replicas.values()
+                if not r.ended and r.job_id and r.cluster == name and key_of(r) not in jobs
+            ]
+            if vanished:
+                # accounting only says how they ended; that they are gone, two answers without them tell
+                with contextlib.suppress(CouldNotAsk):
+                    told = await self._clusters[name].ended(vanished)
+                    ended |= {(name, job_id): job for job_id, job in told.items()}
+        return Poll(asked_at, jobs, ended, answered)
 
-    async def _submit(self, spec: ModelSpec) -> None:
+    async def _jobs_of(self, name: str) -> dict[str, Job] | None:
+        try:
+            jobs = await self._clusters[name].jobs()
+        except CouldNotAsk as error:
+            if name not in self._silence:
+                self._log.warning("scheduler_silent", cluster=name, error=str(error))
+            self._silence[name] = str(error)
+            return None
+        self._silence.pop(name, None)
+        return jobs
+
+    async def _look_for_maintenance(self, now: float) -> None:
+        """When the nodes of each model go away next. What could not be asked stays as it was."""
+        if now - self._maintenance_at < self._pace.maintenance_s:
+            return
+        self._maintenance_at = now
+        for model, spec in self.models.items():
+            cluster = self._clusters.get(spec.resources.cluster)
+            if cluster is None:
+                continue
+            with contextlib.suppress(CouldNotAsk):
+                begins_at = await cluster.maintenance(spec.resources.partition or "", now)
+                self._maintenance.pop(model, None)
+                if begins_at is not None:
+                    self._maintenance[model] = begins_at
+
+    async def _submit(self, submit: Submit) -> None:
+        spec = self.models[submit.model]
+        cluster = self._clusters[spec.resources.cluster]
         name = re.sub(r"[^a-z0-9]+", "-", spec.name.lower()).strip("-")[-40:]
         replica_id = f"{name}-{random_source.token_hex(4)}"
-        replica = Replica(replica_id, spec.name, spec.config_hash, created_at=self._clock(), cluster=self._cluster.name)
+        replica = Replica(replica_id, spec.name, spec.config_hash, created_at=self._clock(), cluster=cluster.name)
         self._put(replica)
         await self._save()  # before the submission: a crash in between leaves a record to match the job with
         try:
-            job_id = await self._cluster.submit(self._build(spec, replica_id))
+            job_id = await cluster.submit(self._build(spec, replica_id, submit))
         except Refused as error:
             self._put(advance(replica, Status.FAILED, self._clock(), Failure("refused", str(error))))
             return
@@ -250,12 +334,49 @@ class Launcher:
         self._poll_soon = True
         self._log.info("replica_submitted", replica=replica_id, model=spec.name, job=job_id)
 
-    async def _cancel(self, job_ids: list[str]) -> None:
-        try:
-            await self._cluster.cancel(job_ids)
-        except CouldNotAsk as error:
-            self._log.warning("cancel_not_answered", jobs=job_ids, error=str(error))
-        self._poll_soon = True
+    async def _cancel(self, cancels: list[Cancel]) -> None:
+        for name in {cancel.cluster for cancel in cancels} & self._clusters.keys():
+            ids = [cancel.job_id for cancel in cancels if cancel.cluster == name]
+            try:
+                await self._clusters[name].cancel(ids)
+            except CouldNotAsk as error:
+                self._log.warning("cancel_not_answered", cluster=name, jobs=ids, error=str(error))
+            self._poll_soon = True
+
+    # -- what operators wish ------------------------------------------------------------------------------------------
+
+    async def scale(self, model: str, count: int | None) -> None:
+        """So many replicas whatever the demand, until told otherwise; None: as configured again."""
+        if count is None:
+            self._set.pop(model, None)
+        else:
+            self._set[model] = count
+        await asyncio.to_thread(self._store.set_count, model, count)
+        self._wake.set()
+
+    def drain(self, replica_id: str) -> bool:
+        """Let one replica finish what it has and end; another takes its place. False if there is no such one."""
+        replica = self._replicas.get(replica_id)
+        if replica is None or replica.ended:
+            return False
+        self._put(stop(replica, self._clock()))
+        self._wake.set()
+        return True
+
+    def restart(self, model: str) -> None:
+        """Replace a model's replicas one after the other, and forget how earlier ones have failed."""
+        for replica in [r for r in self._replicas.values() if r.model == model]:
+            if replica.ended:
+                self._forget(replica.id)
+            else:
+                self._put(replace(replica, retired=True))
+        self._refresh(model)
+        self._wake.set()
+
+    def count_of(self, model: str) -> int:
+        """How many replicas it shall have now."""
+        memory = self._memories.get(model)
+        return self._set.get(model, memory.wanted if memory is not None else self.models[model].scaling.least)
 
     # -- facts from outside -------------------------------------------------------------------------------------------
 
@@ -296,26 +417,10 @@ class Launcher:
     def outlook(self, model: str) -> tuple[str, float | None]:
         """Why nothing is ready, in one sentence, and when to try again (None: it is starting, waiting may help)."""
         spec = self.models.get(model)
-        return self._outlook(model, spec) if spec is not None else (f"{model} is no longer served.", 120.0)
-
-    def _outlook(self, model: str, spec: ModelSpec) -> tuple[str, float | None]:
-        coming = [r for r in self._replicas.values() if r.model == model and not r.ended and r.target is Target.RUN]
-        ended = [r for r in self._replicas.values() if r.model == model and r.ended]
-        failed = failures(ended, spec)
-        for replica in sorted(coming, key=lambda r: r.status is not Status.STARTING):
-            if replica.status is Status.STARTING:
-                return f"{model} is starting: job {replica.job_id} runs on {replica.node}, the engine is loading.", None
-            if replica.status is Status.PENDING and (replica.job_id or not self._cannot_ask):
-                start = f", expected to start at {replica.starts_at}" if replica.starts_at else ""
-                return f"{model} is starting: job {replica.job_id or '(new)'} is {replica.note or 'new'}{start}.", None
-        if self._cannot_ask:
-            return f"{model} is not running, and the scheduler does not answer: {self._cannot_ask}", self._pace.busy_s
-        if failed and failed[-1].failure is not None:
-            wait_s = max(1.0, retry_at(ended, spec) - self._clock())
-            return f"{model} cannot start: {failed[-1].failure.message}", wait_s
-        if spec.scaling.most == 0:
-            return f"{model} is switched off (replicas = 0).", 120.0
-        return f"{model} is starting.", None
+        if spec is None:
+            return f"{model} is no longer served.", 120.0
+        replicas = [r for r in self._replicas.values() if r.model == model]
+        return outlook(spec, replicas, self._clock(), self._silence.get(spec.resources.cluster, ""))
 
     def replicas(self) -> list[Replica]:
         """All that is known, ended ones included."""
@@ -328,7 +433,7 @@ class Launcher:
         if before == replica:
             return
         self._replicas[replica.id] = replica
-        if before is None or replace(before, heard_at=replica.heard_at, time_left_s=replica.time_left_s) != replica:
+        if before is None or replace(before, heard_at=replica.heard_at) != replica:
             self._dirty[replica.id] = replica  # what every report brings anew is not worth a write
             self._announce(before, replica)
 
@@ -347,7 +452,7 @@ class Launcher:
 
     def _refresh(self, model: str) -> None:
         self._endpoints[model] = tuple(
-            Endpoint(r.id, r.host, r.port, self._secrets.engine_key(r.id))
+            Endpoint(r.id, r.host, r.port, self._secrets.engine_key(r.id), ends_at=r.ends_at)
             for r in self._replicas.values()
             if r.model == model and r.status is Status.READY and r.target is Target.RUN
         )

@@ -109,9 +109,8 @@ def heard(replica: Replica | None, report: Report, now: float) -> Replica:
         node=report.node or replica.node,
         port=report.port,
         heard_at=now,
-        time_left_s=report.time_left_s if report.time_left_s is not None else replica.time_left_s,
         unseen=0,
-    )
+    ).ending_in(report.time_left_s, now)
     return advance(replica, status, now, report.failure)
 
 

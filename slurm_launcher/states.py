@@ -37,6 +37,10 @@ TRANSITIONS: dict[Status, frozenset[Status]] = {
 """Back to PENDING: Slurm requeued the job (same id, another life). Back to STARTING: the agent restarted its engine."""
 
 
+SAME_END_S = 90.0
+"""Slurm checks wall times every 30 s and squeue counts from another moment than the agent."""
+
+
 class IllegalTransition(Exception):
     pass
 
@@ -63,6 +67,8 @@ class Replica:
     life         Slurm's restart count: a requeued job keeps its id and starts again with a higher one
     running_since   when the scheduler was first seen to run the job (of this life)
     heard_at     the agent's last report
+    ends_at      when its wall time is over
+    retired      to be replaced by a new one as soon as that is ready
     note         what the scheduler says of the job, such as "PENDING (Resources)"
     unseen       how many answered polls in a row did not show the job
     """
@@ -84,15 +90,26 @@ class Replica:
     heard_at: float | None = None
     draining_since: float | None = None
     ended_at: float | None = None
-    time_left_s: float | None = None
+    ends_at: float | None = None
     starts_at: str = ""
     note: str = ""
     unseen: int = 0
+    retired: bool = False
     failure: Failure | None = None
 
     @property
     def ended(self) -> bool:
         return self.status in ENDED
+
+    def time_left_s(self, now: float) -> float | None:
+        """Until the wall time; None where there is none or it is not known."""
+        return None if self.ends_at is None or self.ended else max(0.0, self.ends_at - now)
+
+    def ending_in(self, seconds: float | None, now: float) -> Replica:
+        """The same with another word on its time left. Words differ by a few seconds, which is no news."""
+        if seconds is None or (self.ends_at is not None and abs(now + seconds - self.ends_at) < SAME_END_S):
+            return self
+        return replace(self, ends_at=now + seconds)
 
     @property
     def word(self) -> str:

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from sqlalchemy import create_engine
 
-from slurm_launcher.autoscale import Scaling
-from slurm_launcher.cluster import CouldNotAsk, Job, JobComment, Refused, Submission
+from slurm_launcher.autoscale import Demand, Scaling
+from slurm_launcher.cluster import Cluster, CouldNotAsk, Job, JobComment, Refused, Submission
 from slurm_launcher.loop import Launcher, Pace
 from slurm_launcher.reports import parse_report
-from slurm_launcher.spec import ModelSpec, Secrets, Site
+from slurm_launcher.spec import ModelSpec, Resources, Secrets, Site
 from slurm_launcher.states import Status
 from slurm_launcher.store import ReplicaStore
 
@@ -26,9 +26,8 @@ SITE = Site("main", "http://127.0.0.1:1", "/dev/null", Path("/tmp"), heartbeat_s
 class FaultyCluster:
     """Runs jobs in memory. `fault` is raised by every verb; `lost_answers` carries submissions out, then fails."""
 
-    name = ""
-
     def __init__(self) -> None:
+        self.name = ""
         self.known: dict[str, Job] = {}
         self.fault: Exception | None = None
         self.lost_answers = False
@@ -58,6 +57,9 @@ class FaultyCluster:
         for job_id in ids:
             self.known[job_id] = replace(self.known[job_id], state="CANCELLED")
 
+    async def maintenance(self, partition: str, now: float) -> float | None:
+        return None
+
 
 class Heard:
     """A log that remembers."""
@@ -77,16 +79,18 @@ class World:
         self.cluster = FaultyCluster()
         self.log = Heard()
         self.now = 1_000_000.0
+        self.demand = Demand()
 
-    def launcher(self, spec: ModelSpec = SPEC) -> Launcher:
+    def launcher(self, *specs: ModelSpec, clusters: dict[str, Cluster] | None = None) -> Launcher:
         return Launcher(
-            self.cluster,
-            {spec.name: spec},
+            clusters or {"": self.cluster},
+            {spec.name: spec for spec in specs or (SPEC,)},
             site=SITE,
             secrets=Secrets(b"s"),
             store=ReplicaStore(self.engine),
-            build=lambda s, r: Submission(r, "", JobComment("main", s.name, r, s.config_hash), Path("/dev/null")),
+            build=lambda s, r, _: Submission(r, "", JobComment("main", s.name, r, s.config_hash), Path("/dev/null")),
             in_flight=lambda replica_id: 3,
+            demand=lambda model: self.demand,
             log=self.log,
             pace=Pace(busy_s=1.0, calm_s=1.0, least_s=1.0),
             clock=lambda: self.now,
@@ -245,3 +249,96 @@ async def test_the_scheduler_is_asked_no_more_often_than_agreed(world: World) ->
         world.now += 0.005
         await launcher.step()
     assert world.cluster.polls <= before + 1
+
+
+# -- scaling, operators, several clusters ----------------------------------------------------------------------------
+
+ELASTIC = replace(SPEC, scaling=Scaling(0, 3, idle_s=60.0))
+
+
+async def test_demand_brings_replicas_up_from_zero_and_its_end_lets_them_go(world: World) -> None:
+    world.demand = Demand()
+    launcher = world.launcher(ELASTIC)
+    await world.steps(launcher, 3)
+    assert world.cluster.submissions == 0
+    world.demand = Demand(queued=1, last_request_at=world.now)
+    await world.steps(launcher, 2)
+    assert world.cluster.submissions == 1
+    assert launcher.outlook("org/m")[1] is None  # it is coming: waiting helps
+    report(launcher)
+    world.demand = Demand(last_request_at=world.now)
+    await world.steps(launcher)
+    assert len(launcher.endpoints("org/m")) == 1
+    world.now += 1000
+    report(launcher)
+    await world.steps(launcher)
+    world.now += 1000
+    assert report(launcher) == ("drain", 3)
+
+
+async def test_what_an_operator_has_set_holds_and_survives_a_restart(world: World) -> None:
+    launcher = world.launcher()
+    await launcher.scale("org/m", 2)
+    await world.steps(launcher, 2)
+    assert world.cluster.submissions == 2
+    again = world.launcher()
+    await again.start()
+    await again.stop()
+    assert again.count_of("org/m") == 2
+    await again.scale("org/m", None)
+    assert again.count_of("org/m") == 1
+
+
+async def test_a_drained_replica_is_told_so_and_replaced(world: World) -> None:
+    launcher = world.launcher()
+    await world.steps(launcher)
+    report(launcher)
+    (endpoint,) = launcher.endpoints("org/m")
+    assert launcher.drain(endpoint.replica_id)
+    assert launcher.endpoints("org/m") == ()
+    assert report(launcher)[0] == "drain"
+    await world.steps(launcher)
+    assert world.cluster.submissions == 2
+    assert not launcher.drain("no-such-replica")
+
+
+async def test_a_restart_forgets_failures_and_replaces_what_runs(world: World) -> None:
+    world.cluster.fault = Refused("Slurm refused the job: Invalid qos specification")
+    launcher = world.launcher()
+    await world.steps(launcher, 2)
+    world.cluster.fault = None
+    launcher.restart("org/m")
+    await world.steps(launcher)
+    assert world.cluster.submissions == 2
+    report(launcher)
+    launcher.restart("org/m")
+    await world.steps(launcher)
+    assert world.cluster.submissions == 3
+    assert len(launcher.endpoints("org/m")) == 1  # the old one serves until the new one is ready
+
+
+async def test_a_model_goes_to_its_own_cluster_and_one_silent_cluster_hides_no_other(world: World) -> None:
+    far = FaultyCluster()
+    far.name = "gpu2"
+    near_spec, far_spec = SPEC, replace(SPEC, name="far", resources=Resources(cluster="gpu2"))
+    launcher = world.launcher(near_spec, far_spec, clusters={"": world.cluster, "gpu2": far})
+    await world.steps(launcher)
+    assert (world.cluster.submissions, far.submissions) == (1, 1)
+    far.fault = CouldNotAsk("Unable to contact slurm controller")
+    world.cluster.known.clear()
+    await world.steps(launcher, 3)
+    states = {r.model: r.ended for r in launcher.replicas() if r.job_id == "101"}
+    assert states == {"org/m": True, "far": False}
+    assert "does not answer" not in launcher.outlook("org/m")[0]
+
+
+async def test_a_scheduler_that_is_slow_to_answer_is_asked_less_often(world: World) -> None:
+    launcher = world.launcher()
+    await world.steps(launcher, 2)
+    launcher._took_s = 2.0
+    asked = world.cluster.polls
+    await world.steps(launcher, 10)
+    assert world.cluster.polls == asked
+    world.now += 40
+    await launcher.step()
+    assert world.cluster.polls == asked + 1

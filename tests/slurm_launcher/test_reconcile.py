@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import replace
 
 import pytest
 
-from slurm_launcher.autoscale import Scaling
+from slurm_launcher.autoscale import Allowance, Scaling
 from slurm_launcher.cluster import Job, JobComment
-from slurm_launcher.reconcile import (
-    BACKOFF_REFUSED_S,
-    HISTORY_S,
-    Action,
-    Cancel,
-    Facts,
-    Forget,
-    Poll,
-    Put,
-    Submit,
-    reconcile,
-    retry_at,
-)
-from slurm_launcher.spec import ModelSpec
+from slurm_launcher.failing import BACKOFF_REFUSED_S, retry_at
+from slurm_launcher.observing import Poll
+from slurm_launcher.reconcile import HISTORY_S, Action, Cancel, Facts, Forget, Put, Submit, reconcile
+from slurm_launcher.spec import ModelSpec, Resources
 from slurm_launcher.states import Failure, Replica, Status, Target, advance
 
 NOW = 1_000_000.0
@@ -41,7 +32,7 @@ def job(of: Replica, state: str = "RUNNING", **fields: object) -> Job:
 
 
 def poll(*jobs: Job, ended: Iterable[Job] = (), asked_at: float = NOW - 0.01) -> Poll:
-    return Poll(asked_at, {j.id: j for j in jobs}, {j.id: j for j in ended})
+    return Poll(asked_at, {("", j.id): j for j in jobs}, {("", j.id): j for j in ended})
 
 
 def decide(*replicas: Replica, poll: Poll | None = None, spec: ModelSpec | None = SPEC) -> list[Action]:
@@ -155,7 +146,7 @@ def test_the_job_of_another_service_is_left_alone() -> None:
 def test_a_job_whose_replica_was_given_up_is_cancelled() -> None:
     given_up = replica("r1", Status.LOST, ended_at=NOW - 1)
     actions = decide(given_up, poll=poll(job(given_up)))
-    assert Cancel("job-r1") in actions
+    assert Cancel("", "job-r1") in actions
 
 
 def test_surplus_drains_the_least_useful_first() -> None:
@@ -182,7 +173,7 @@ def test_a_changed_configuration_is_rolled_out_one_by_one() -> None:
     assert submits(decide(*old)) == 1
     assert decide(*old, replica("r3", Status.STARTING)) == []
     after = decide(*old, replica("r3"))
-    assert put(after, "r2").target is Target.STOP
+    assert put(after, "r1").target is Target.STOP
     assert sum(isinstance(a, Put) for a in after) == 1
 
 
@@ -236,3 +227,169 @@ def test_advance_marks_the_time_of_each_step() -> None:
     ready = advance(started, Status.READY, NOW + 1)
     stopped = advance(ready, Status.STOPPED, NOW + 2)
     assert (ready.ready_at, stopped.ended_at) == (NOW + 1, NOW + 2)
+
+
+# -- lives that end: successors --------------------------------------------------------------------------------------
+
+ONE = replace(SPEC, scaling=Scaling(1, 1), lead_s=300.0)
+
+
+def living(name: str, left_s: float, life_s: float = 86400.0, **fields: object) -> Replica:
+    """One that was started a life ago, all but `left_s`, and was ready a minute later."""
+    began = NOW + left_s - life_s
+    times = {"created_at": began, "running_since": began, "ready_at": began + 60, "ends_at": NOW + left_s}
+    return replica(name, **{**times, **fields})  # type: ignore[arg-type]
+
+
+def test_a_successor_is_asked_for_when_the_lead_has_come_and_not_before() -> None:
+    assert submits(decide(living("r1", 301), spec=ONE)) == 0
+    assert submits(decide(living("r1", 299), spec=ONE)) == 1
+
+
+def test_there_is_one_successor_and_the_old_one_serves_until_it_is_ready() -> None:
+    old = living("r1", 200)
+    for status in (Status.PENDING, Status.STARTING):
+        assert decide(old, living("r2", 86400, status=status), spec=ONE) == []
+    after = decide(old, living("r2", 86400), spec=ONE)
+    assert [(a.replica.id, a.replica.target) for a in after if isinstance(a, Put)] == [("r1", Target.STOP)]
+    assert submits(after) == 0
+
+
+def test_a_queue_that_was_slow_makes_the_next_successor_come_earlier() -> None:
+    slow = living("r0", -10, status=Status.STOPPED, ended_at=NOW - 10)
+    slow = replace(slow, ready_at=slow.created_at + 4000)
+    assert submits(decide(slow, living("r1", 6100), spec=ONE)) == 0
+    assert submits(decide(slow, living("r1", 5900), spec=ONE)) == 1
+
+
+def test_no_successor_in_the_first_half_of_a_short_life() -> None:
+    assert submits(decide(living("r1", 70, life_s=120), spec=ONE)) == 0
+    assert submits(decide(living("r1", 55, life_s=120), spec=ONE)) == 1
+
+
+def test_replicas_that_end_together_are_replaced_one_after_the_other_and_in_time() -> None:
+    both = [living("r1", 500), living("r2", 500)]
+    assert submits(decide(*both, spec=replace(ONE, scaling=Scaling(2, 2)))) == 1
+    with_one = [*both, living("r3", 86400)]
+    after = decide(*with_one, spec=replace(ONE, scaling=Scaling(2, 2)))
+    assert sum(isinstance(a, Put) for a in after) == 1
+    assert submits(after) == 0  # never two extra jobs: the next one when the first old one has gone
+
+
+def test_a_dead_replica_is_replaced_at_once_though_another_one_is_leaving() -> None:
+    two = replace(ONE, scaling=Scaling(2, 2))
+    assert submits(decide(living("r1", 200), spec=two)) == 2
+
+
+def test_a_retired_replica_serves_until_its_successor_is_ready() -> None:
+    retired = living("r1", 86400, retired=True)
+    assert submits(decide(retired, spec=ONE)) == 1
+    assert put(decide(retired, living("r2", 86400), spec=ONE), "r1").target is Target.STOP
+
+
+def test_scaling_down_lets_go_of_who_has_the_least_to_do() -> None:
+    replicas = (living("r1", 40000), living("r2", 80000), living("r3", 40000))
+    facts = Facts(
+        NOW, {"llama": SPEC}, replicas, None, "main", counts={"llama": 2}, in_flight={"r1": 5, "r3": 4, "r2": 1}
+    )
+    assert put(reconcile(facts), "r2").target is Target.STOP
+
+
+# -- jobs that will not start ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reason", ["PartitionTimeLimit", "QOSMaxWallDurationPerJobLimit", "BadConstraints"])
+def test_a_job_that_can_never_start_is_given_up_and_not_asked_for_again(reason: str) -> None:
+    waiting = replica("r1", Status.PENDING, heard_at=None)
+    actions = decide(waiting, poll=poll(job(waiting, "PENDING", reason=reason)), spec=ONE)
+    given_up = put(actions, "r1")
+    assert given_up.failure is not None
+    assert reason in given_up.failure.message
+    assert Cancel("", "job-r1") in actions
+    assert submits(actions) == 0
+    assert retry_at([given_up], ONE) == math.inf
+
+
+@pytest.mark.parametrize("reason", ["Resources", "Priority", "PartitionDown", "QOSMaxJobsPerUserLimit", "JobHeldAdmin"])
+def test_a_job_that_may_start_yet_is_waited_for(reason: str) -> None:
+    waiting = replica("r1", Status.PENDING, heard_at=None)
+    actions = decide(waiting, poll=poll(job(waiting, "PENDING", reason=reason)), spec=ONE)
+    assert put(actions, "r1").status is Status.PENDING
+    assert submits(actions) == 0
+
+
+def test_a_held_job_is_cancelled_and_replaced_after_a_pause() -> None:
+    held = replica("r1", Status.PENDING, heard_at=None)
+    actions = decide(held, poll=poll(job(held, "PENDING", reason="JobHeldUser")), spec=ONE)
+    assert Cancel("", "job-r1") in actions
+    gone = put(actions, "r1")
+    assert NOW < retry_at([gone], ONE) < NOW + 60
+
+
+# -- nodes, rows of failures, other clusters, maintenance ------------------------------------------------------------
+
+
+def failed(name: str, kind: str, node: str = "n1", ended_at: float = NOW - 1, **fields: object) -> Replica:
+    return replica(name, Status.FAILED, node=node, ended_at=ended_at, failure=Failure(kind, "it broke"), **fields)
+
+
+def test_a_bad_node_is_left_out_for_a_while_and_another_one_tried_at_once() -> None:
+    (submit,) = decide(failed("r1", "gpu_fault"), spec=ONE)
+    assert submit == Submit("llama", exclude=("n1",))
+    later = decide(failed("r1", "gpu_fault", ended_at=NOW - 3700), spec=ONE)
+    assert Submit("llama") in later
+
+
+def test_nodes_are_left_out_for_every_model() -> None:
+    (submit,) = decide(failed("r1", "node", model="other"), spec=ONE)
+    assert submit == Submit("llama", exclude=("n1",))
+
+
+def test_a_row_of_failures_ends_in_waiting_for_an_operator() -> None:
+    row = [failed(f"r{n}", "engine_exited", ended_at=NOW - 10000 + n) for n in range(6)]
+    assert retry_at(row[:5], ONE) < math.inf
+    assert retry_at(row, ONE) == math.inf
+    assert retry_at(row, replace(ONE, source="/models/other")) == 0.0
+
+
+def test_what_had_served_is_tried_again_whatever_it_said_at_last() -> None:
+    assert retry_at([failed("r1", "gpu_memory", ready_at=NOW - 4000)], ONE) == 0.0
+    assert retry_at([failed("r1", "gpu_memory", ready_at=None)], ONE) == math.inf
+
+
+def test_an_unanswered_cluster_takes_nothing_away_while_another_one_answers() -> None:
+    here, there = replica("r1", unseen=1), replica("r2", unseen=1, cluster="gpu2")
+    answer = Poll(NOW, {("", "job-r1"): job(here)}, answered=frozenset({""}))
+    assert all(not isinstance(a, Put) or a.replica.id == "r1" for a in decide(here, there, poll=answer))
+
+
+def test_the_same_job_id_on_two_clusters_is_two_jobs() -> None:
+    here, there = replica("r1", job_id="7"), replica("r2", job_id="7", cluster="gpu2")
+    answer = Poll(NOW, {("", "7"): job(here), ("gpu2", "7"): job(there, "CANCELLED")}, answered=frozenset({"", "gpu2"}))
+    actions = decide(here, there, poll=answer)
+    assert put(actions, "r2").ended
+    assert put(actions, "r1").status is Status.READY
+
+
+def test_no_successor_is_planned_into_a_maintenance() -> None:
+    day = replace(ONE, resources=Resources(time_limit_s=86400))
+
+    def asked(in_s: float) -> list[Action]:
+        return reconcile(Facts(NOW, {"llama": day}, [], None, "main", maintenance={"llama": NOW + in_s}))
+
+    assert asked(100_000) == [Submit("llama")]
+    assert asked(7260) == [Submit("llama", time_limit_s=7200)]
+    assert asked(600) == []
+
+
+def test_pending_jobs_and_gpus_of_the_service_are_bounded() -> None:
+    four = replace(SPEC, scaling=Scaling(4, 4), resources=Resources(gpus=2))
+    facts = Facts(NOW, {"llama": four}, [replica("r1")], None, "main", allowance=Allowance(pending_jobs=2))
+    assert submits(reconcile(facts)) == 2
+    assert submits(reconcile(replace(facts, allowance=Allowance(gpus=7)))) == 2
+
+
+def test_the_last_lives_are_remembered_for_their_queue_waits() -> None:
+    old = [replica(f"r{n}", Status.STOPPED, ready_at=NOW - 95_000, ended_at=NOW - 90_000 + n) for n in range(7)]
+    forgotten = {a.replica_id for a in decide(*old, replica("x"), replica("y")) if isinstance(a, Forget)}
+    assert forgotten == {"r0", "r1"}

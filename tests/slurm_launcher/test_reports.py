@@ -70,9 +70,9 @@ def test_a_new_life_of_a_draining_replica_starts_afresh() -> None:
 
 
 def test_a_silent_field_keeps_what_was_known() -> None:
-    known = Replica("r1", "llama", "abc", created_at=0.0, job_id="7", node="n1", time_left_s=9.0)
+    known = Replica("r1", "llama", "abc", created_at=0.0, job_id="7", node="n1", ends_at=9.0)
     after = heard(known, said(job="", node="", time_left_s=None), 1.0)
-    assert (after.job_id, after.node, after.time_left_s) == ("7", "n1", 9.0)
+    assert (after.job_id, after.node, after.ends_at) == ("7", "n1", 9.0)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,58 @@
+"""Why a model is not ready, in one sentence for the user, and when another try makes sense. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+from .failing import failures, retry_at
+from .spec import ModelSpec
+from .states import Replica, Status, Target
+
+LATER_S = 120.0
+"""For what no waiting mends: the longest that the official clients wait before they try again."""
+
+
+def outlook(spec: ModelSpec, replicas: Sequence[Replica], now: float, silence: str = "") -> tuple[str, float | None]:
+    """The sentence, and seconds until another try makes sense: None while something is coming, so that waiting helps.
+
+    replicas   all that is known of the model, ended ones too
+    silence    why its scheduler does not answer, "" while it does
+    """
+    name = spec.name
+    if (coming := _coming(name, replicas, silence)) is not None:
+        return coming, None
+    if silence:
+        return f"{name} is not running, and the scheduler does not answer: {silence}", 15.0
+    ended = [r for r in replicas if r.ended]
+    row = failures(ended, spec)
+    if row and row[-1].failure is not None:
+        why = row[-1].failure.message
+        at = retry_at(ended, spec)
+        if math.isinf(at):
+            return f"{name} cannot start: {why} It is not tried again until an operator has seen to it.", LATER_S
+        return f"{name} cannot start: {why}", max(1.0, at - now)
+    if spec.scaling.most == 0:
+        return f"{name} is switched off (replicas = 0).", LATER_S
+    return f"{name} is starting.", None
+
+
+def _coming(name: str, replicas: Iterable[Replica], silence: str) -> str | None:
+    """Of the replica that is nearest to being ready; None if none is on its way."""
+    live = [r for r in replicas if not r.ended and r.target is Target.RUN]
+    for replica in live:
+        if replica.status is Status.STARTING:
+            return f"{name} is starting: Slurm job {replica.job_id} runs on {replica.node}, the engine is loading."
+    for replica in live:
+        if replica.status is Status.PENDING and replica.running_since is not None:
+            return f"{name} is starting: Slurm job {replica.job_id} runs on {replica.node or 'its node'}."
+        if replica.status is Status.PENDING and (replica.job_id or not silence):
+            start = f", expected to start at {clock_time(replica.starts_at)}" if replica.starts_at else ""
+            return f"{name} is starting: Slurm job {replica.job_id or '(new)'} is {replica.note or 'new'}{start}"
+    return None
+
+
+def clock_time(text: str) -> str:
+    """Slurm's `2026-11-22T14:05:00` -> `2026-11-22 14:05`."""
+    day, _, time = text.partition("T")
+    return f"{day} {time[:5]}" if time else text
