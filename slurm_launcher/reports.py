@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from .diagnosis import diagnosed
 from .states import Failure, Replica, Status, Target, advance
 
 
@@ -111,7 +112,7 @@ def heard(replica: Replica | None, report: Report, now: float) -> Replica:
         heard_at=now,
         unseen=0,
     ).ending_in(report.time_left_s, now)
-    return advance(replica, status, now, report.failure)
+    return advance(replica, status, now, diagnosed(report.failure))
 
 
 def command_for(replica: Replica) -> str:
