@@ -69,8 +69,9 @@ def settled(replica: Replica) -> bool:
 def failures(ended: Iterable[Replica], spec: ModelSpec) -> list[Replica]:
     """The latest unbroken row of bad ends under this configuration, oldest first."""
     row: list[Replica] = []
+    config_hash = spec.config_hash
     for replica in sorted(ended, key=lambda r: r.ended_at or 0.0):
-        if replica.config_hash != spec.config_hash or replica.target is Target.STOP:
+        if replica.config_hash != config_hash or replica.target is Target.STOP:
             continue
         if settled(replica) or (replica.status is Status.STOPPED and replica.ready_at is not None):
             row.clear()

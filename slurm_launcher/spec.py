@@ -6,6 +6,7 @@ import hashlib
 import hmac
 import json
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -80,9 +81,15 @@ class ModelSpec:
     @property
     def config_hash(self) -> str:
         """Changes when a running replica is no longer what the configuration asks for (so not with `scaling`)."""
-        fields: dict[str, Any] = asdict(self)
-        del fields["scaling"], fields["lead_s"]
-        return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:12]
+        return _config_hash(self)
+
+
+@lru_cache(maxsize=4096)
+def _config_hash(spec: ModelSpec) -> str:
+    """Asked for each replica at each step, so it is remembered."""
+    fields: dict[str, Any] = asdict(spec)
+    del fields["scaling"], fields["lead_s"]
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:12]
 
 
 @dataclass(frozen=True, slots=True)

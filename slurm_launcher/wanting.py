@@ -46,10 +46,13 @@ def staff(replicas: Iterable[Replica], spec: ModelSpec, now: float, history: Ite
     """`replicas`: the live ones of a model. `history`: all that is known of it, ended ones too."""
     live = list(replicas)
     ours = [r for r in live if serving(r)]
-    current = [r for r in ours if r.config_hash == spec.config_hash and not r.retired]
-    outdated = sorted((r for r in ours if r not in current), key=lambda r: usefulness(r, {}))
+    config_hash = spec.config_hash
+    current = [r for r in ours if r.config_hash == config_hash and not r.retired]
+    outdated = [r for r in ours if r.config_hash != config_hash or r.retired]
     dying = expiring(current, lead_s(spec, history), now)
-    lasting = [r for r in current if r not in dying]
+    gone = {r.id for r in dying}
+    lasting = [r for r in current if r.id not in gone]
+    outdated.sort(key=lambda r: usefulness(r, {}))
     return Staff(lasting, [*dying, *outdated], len(live) - len(ours))
 
 
@@ -72,8 +75,8 @@ def expiring(current: Iterable[Replica], lead_s: float, now: float) -> list[Repl
     for ends_at, replica in ending:
         begin_at = min(ends_at, begin_at) - lead_s
         if now >= max(begin_at, ends_at - LEAD_SHARE * (ends_at - began(replica))):
-            due.insert(0, replica)
-    return due
+            due.append(replica)
+    return due[::-1]
 
 
 def began(replica: Replica) -> float:

@@ -30,13 +30,13 @@ LINES = {
     ),
     "weights_missing": (
         "huggingface_hub.errors.RepositoryNotFoundError: 404 Client Error. Repository Not Found for url",
-        "huggingface_hub.errors.GatedRepoError: 403 Client Error. Access to model meta-llama/Llama-3.1-70B is restricted",
+        "huggingface_hub.errors.GatedRepoError: 403 Client Error. Access to model org/llama is restricted",
         "OSError: /models/x is not a local folder and is not a valid model identifier listed on the hub",
         "gguf_init_from_file: failed to open GGUF file '/models/none.gguf'",
         "error: failed to open /models/none.gguf: No such file or directory",
     ),
     "image_missing": (
-        "FATAL:   could not open image /images/tgi.sif: failed to retrieve path: lstat: no such file",
+        "FATAL:   could not open image /images/tgi.sif: failed to retrieve path: no such file",
         "Error: initializing source docker://ghcr.io/none/none:1: reading manifest 1: manifest unknown",
     ),
     "bad_arguments": (
