@@ -21,7 +21,7 @@ lint: $(READY)
 
 bench: $(READY)
 	bench/install_peers.sh
-	$(BIN)/python -m bench
+	$(BIN)/python -m bench --all
 
 # the lock is made for Python 3.11 to 3.13 at once; needs uv
 lock:
@@ -48,7 +48,7 @@ slurm-down:
 	tests/acceptance/slurm_cluster.sh down
 
 clean:
-	rm -rf $(VENV) .venv-bench .clients .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf $(VENV) .venv-bench .venv-bench-litellm bench-profile .clients .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 
 $(READY): requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "slurmgate needs Python 3.11 or newer: make PYTHON=...")'

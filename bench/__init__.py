@@ -3,10 +3,17 @@
 mock_engine.py   an OpenAI-compatible engine that costs nearly nothing
 load.py          the load generator, and the figures of one measurement
 processes.py     processes of ours: start, wait for their port, CPU and memory by /proc, stop
-peers.py         what is compared: slurmgate, nginx, vllm-router, and no proxy at all
-report.py        tables
+targets.py       what is loaded: found, started, answering
+peers.py         all of them: slurmgate, vllm-router, sglang-router, nginx, LiteLLM's proxy, and no proxy at all
+compare.py       everybody in short turns beside one another
+estimates.py     ratios of pairs, and how sure they are (pure)
+verdict.py       targets, and whether they are reached (pure)
+report.py        tables, JSON
+soak.py          `--soak`: memory over 300,000 requests
+slow_streams.py  `--slow-streams`: 1,000 streams that are open at once
+hung.py          `--hung`: one replica of three hangs
 sampling.py      `--profile`: py-spy on slurmgate under the same load
-__main__.py      the one command: everything in turn, medians over rounds
+__main__.py      the one command
 
 README.md says how to read the result.
 """

@@ -21,7 +21,8 @@ import httptools
 import orjson
 import uvloop
 
-from .processes import cpu_s, family, memory_mb
+from .estimates import percentile
+from .processes import cpu, family, memory_mb
 
 TIMEOUT_S = 60.0
 """One measurement ends after this long, whatever is still open: those requests are bad."""
@@ -34,8 +35,10 @@ _ERRORS = (b'data: {"error"', b'data: {"object":"error"', b"event: error")
 class Figures:
     """One measurement. Times are in the unit that the name says; what was not measured is NaN.
 
-    bad        responses that were not 200, streams that broke, lacked an event or [DONE], or held an error
+    bad        responses of another status, streams that broke, lacked an event or [DONE], or held an error
     cpu_us     of the target: per request, or per event of its streams
+    user_us    the part of it in the target's own code; counted in ticks, so good only as a mean of many
+    system_us  the part of it in the kernel, likewise
     """
 
     requests: int
@@ -47,22 +50,22 @@ class Figures:
     first_p99_ms: float
     gap_p99_ms: float
     cpu_us: float
+    user_us: float
+    system_us: float
     memory_mb: float
 
 
-def percentile(seconds: Sequence[float], share: float) -> float:
-    """In milliseconds, by nearest rank; NaN of nothing."""
-    if not seconds:
-        return math.nan
-    return sorted(seconds)[min(len(seconds) - 1, int(len(seconds) * share))] * 1e3
+def in_ms(seconds: Sequence[float], share: float) -> float:
+    """A percentile, in milliseconds."""
+    return percentile(seconds, share) * 1e3
 
 
-def chat_request(model: str, key: str, *, stream: bool) -> bytes:
-    """A chat request of about 1.3 kB, headers included, as the official SDK would send it."""
+def chat_request(model: str, key: str, *, stream: bool, topic: str = "a helpful assistant") -> bytes:
+    """A chat request of about 1.3 kB, headers included, as the official SDK would send it. Topics differ in prefix."""
     body = orjson.dumps(
         {
             "messages": [
-                {"role": "system", "content": "You are a helpful assistant. " * 20},
+                {"role": "system", "content": f"You are {topic}. " * 20},
                 {"role": "user", "content": "What is the meaning of life? " * 20},
             ],
             "model": model,
@@ -82,11 +85,26 @@ def chat_request(model: str, key: str, *, stream: bool) -> bytes:
 
 
 class Load:
-    """`requests` requests over `connections` connections. With `events`, each is a stream of that many and [DONE]."""
+    """`requests` requests over `connections` connections. With `events`, each is a stream of that many and [DONE].
 
-    def __init__(self, port: int, request: bytes, *, connections: int, requests: int, events: int = 0) -> None:
+    status     that every answer must have
+    ramp_s     the connections are opened evenly over this time, not at once
+    """
+
+    def __init__(
+        self,
+        port: int,
+        request: bytes,
+        *,
+        connections: int,
+        requests: int,
+        events: int = 0,
+        status: int = 200,
+        ramp_s: float = 0.0,
+    ) -> None:
         self.request = request
         self.events = events
+        self.status = status
         self.left = requests
         self.latencies: list[float] = []
         self.firsts: list[float] = []
@@ -95,13 +113,17 @@ class Load:
         self.bad = 0
         self.port = port
         self._connections = connections
+        self._pause_s = ramp_s / connections
         self._busy = 0
         self._finished = asyncio.Event()
 
     async def run(self) -> None:
         loop = asyncio.get_running_loop()
         self._busy = self._connections
-        for _ in range(self._connections):
+        begun = loop.time()
+        for number in range(self._connections):
+            if self._pause_s:
+                await asyncio.sleep(begun + number * self._pause_s - loop.time())
             try:
                 await loop.create_connection(lambda: Client(self), "127.0.0.1", self.port)
             except OSError:
@@ -181,7 +203,7 @@ class Client(asyncio.Protocol):
         body = b"".join(self._parts)
         events = body.count(b"data: ")
         load.received += events
-        good = self._parser.get_status_code() == 200
+        good = self._parser.get_status_code() == load.status
         if load.events:
             # the events, and [DONE]
             good = good and events >= load.events + 1 and _DONE in body and not any(mark in body for mark in _ERRORS)
@@ -213,29 +235,33 @@ def measure(
     connections: int,
     requests: int,
     events: int = 0,
+    status: int = 200,
 ) -> Figures:
     """Load what listens on `port` and read what it cost the process `pid` and those under it."""
-    load = Load(port, request, connections=connections, requests=requests, events=events)
+    load = Load(port, request, connections=connections, requests=requests, events=events, status=status)
     pids = family(pid) if pid is not None else []
     gc.collect()
     gc.disable()
     try:
-        cpu, begun = cpu_s(pids), time.perf_counter()
+        before, begun = cpu(pids), time.perf_counter()
         uvloop.run(load.run())
-        wall, cpu = time.perf_counter() - begun, cpu_s(pids) - cpu
+        wall, used = time.perf_counter() - begun, cpu(pids) - before
     finally:
         gc.enable()
     count = load.received if events else len(load.latencies)
+    each = 1e6 / count if pids and count else math.nan
     return Figures(
         requests=len(load.latencies),
         bad=load.bad,
         per_s=len(load.latencies) / wall,
-        p50_ms=percentile(load.latencies, 0.5),
-        p99_ms=percentile(load.latencies, 0.99),
-        first_p50_ms=percentile(load.firsts, 0.5),
-        first_p99_ms=percentile(load.firsts, 0.99),
-        gap_p99_ms=percentile(load.gaps, 0.99),
-        cpu_us=cpu / max(count, 1) * 1e6 if pids else math.nan,
+        p50_ms=in_ms(load.latencies, 0.5),
+        p99_ms=in_ms(load.latencies, 0.99),
+        first_p50_ms=in_ms(load.firsts, 0.5),
+        first_p99_ms=in_ms(load.firsts, 0.99),
+        gap_p99_ms=in_ms(load.gaps, 0.99),
+        cpu_us=used.total * each,
+        user_us=used.user * each,
+        system_us=used.system * each,
         memory_mb=memory_mb(pids) if pids else math.nan,
     )
 

@@ -1,11 +1,12 @@
 """A mock engine, fast enough that whatever stands before it is what gets measured.
 
-    python -m bench.mock_engine PORT [--chunks N] [--interval-ms MS]
+    python -m bench.mock_engine PORT [--chunks N] [--interval-ms MS] [--answer-ms MS] [--backlog N]
 
 It answers chat completions and completions (plain and streamed), embeddings, `/v1/models` and `/health`, in bytes as
 vLLM writes them: a first chunk with the role, one chunk a token with words of different length, a chunk with the finish
 reason, a usage chunk where `stream_options.include_usage` asks for it, then `[DONE]`. A stream goes out at a steady
-pace, as from an engine that decodes. Every answer is made once, before the port opens.
+pace, as from an engine that decodes; whole answers come at once, or after --answer-ms. Every answer is made once,
+before the port opens.
 """
 
 from __future__ import annotations
@@ -129,8 +130,9 @@ def embeddings(dimensions: int = 384) -> bytes:
 class Engine:
     """Everything that the engine says, made once."""
 
-    def __init__(self, chunks: int, interval_s: float) -> None:
+    def __init__(self, chunks: int, interval_s: float, answer_s: float = 0.0) -> None:
         self.interval_s = interval_s
+        self.answer_s = answer_s
         self.scripts = {b"/v1/chat/completions": chat(chunks), b"/v1/completions": completions(chunks)}
         card = {"id": MODEL, "object": "model", "created": _CREATED, "owned_by": "vllm", "max_model_len": 8192}
         self.fixed = {
@@ -192,6 +194,9 @@ class Connection(asyncio.Protocol):
         elif b'"stream":true' in self._body or b'"stream": true' in self._body:
             asks = b'"include_usage":true' in self._body or b'"include_usage": true' in self._body
             self._stream(script, with_usage=asks)
+        elif engine.answer_s:
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(engine.answer_s, self._transport.write, script.plain)
         else:
             self._transport.write(script.plain)
 
@@ -221,9 +226,8 @@ class Connection(asyncio.Protocol):
         self._timer = again(step)
 
 
-async def serve(port: int, chunks: int, interval_s: float) -> None:
-    loop = asyncio.get_running_loop()
-    server = await loop.create_server(Engine(chunks, interval_s), "127.0.0.1", port, backlog=4096)
+async def serve(port: int, engine: Engine, backlog: int) -> None:
+    server = await asyncio.get_running_loop().create_server(engine, "127.0.0.1", port, backlog=backlog)
     await server.serve_forever()
 
 
@@ -232,9 +236,12 @@ def main() -> None:
     parser.add_argument("port", type=int)
     parser.add_argument("--chunks", type=int, default=100, help="tokens in a stream (100)")
     parser.add_argument("--interval-ms", type=float, default=20.0, help="between two of them, 0 for none (20)")
+    parser.add_argument("--answer-ms", type=float, default=0.0, help="before an answer that is no stream (0)")
+    parser.add_argument("--backlog", type=int, default=4096, help="connections that wait to be accepted (4096)")
     options = parser.parse_args()
+    engine = Engine(max(1, options.chunks), options.interval_ms / 1000, options.answer_ms / 1000)
     with contextlib.suppress(KeyboardInterrupt):
-        uvloop.run(serve(options.port, max(1, options.chunks), options.interval_ms / 1000))
+        uvloop.run(serve(options.port, engine, options.backlog))
 
 
 if __name__ == "__main__":

@@ -6,22 +6,19 @@ A peer that is not installed is named with how to install it; the comparison goe
 from __future__ import annotations
 
 import contextlib
-import http.client
 import os
 import shutil
 import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
 
-from .load import chat_request
 from .mock_engine import MODEL
-from .processes import DidNotStart, Process, free_port, memory_mb
+from .processes import DidNotStart, Process, free_port
+from .targets import NotInstalled, Target, find, running
 
-_VENV = Path(".venv-bench") / "bin"
+_LITELLM_VENV = Path(".venv-bench-litellm") / "bin"
+"""Of its own: it pins what others need in other versions. Ours has a litellm too, but not its proxy."""
 
 _NGINX = """\
 daemon off;
@@ -63,82 +60,26 @@ kind = "local"
 
 [models.{model}]
 engine = "vllm"
-urls = ["http://127.0.0.1:{engine}"]
+urls = [{urls}]
+max_in_flight = 4096
+
+[models.{model}.timeouts]
+connect_s = {connect_s}
+first_byte_s = {first_byte_s}
 """
 
-
-class NotInstalled(Exception):
-    """The message says how to install it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """Something that runs and answers.
-
-    pid       None where no process stands between client and engine
-    key       what clients send
-    start_s   from the start of its command until it accepted a connection
-    answer_s  until it had answered a first chat request
-    rest_mb   resident memory after that one answer
-    """
-
-    name: str
-    port: int
-    pid: int | None = None
-    key: str = "sk-none"
-    start_s: float = float("nan")
-    answer_s: float = float("nan")
-    rest_mb: float = float("nan")
-
-
-def find(program: str, variable: str | None = None) -> str | None:
-    """A program's path: an environment variable, next to our Python, PATH, `.venv-bench`."""
-    given = os.environ.get(variable) if variable else None
-    places = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath), "/usr/sbin"))
-    return given or shutil.which(program, path=places) or shutil.which(program, path=str(_VENV))
-
-
-def running(process: Process, key: str = "sk-none") -> Target:
-    """The target in a process that listens. Raises `DidNotStart` when it gives no answer."""
-    waited = first_answer(process, key)
-    time.sleep(0.3)  # what it does right after its start shall not be taken for rest
-    return Target(
-        name=process.name,
-        port=process.port,
-        pid=process.pid,
-        key=key,
-        start_s=process.start_s,
-        answer_s=process.start_s + waited,
-        rest_mb=memory_mb(process.pids),
-    )
-
-
-def first_answer(process: Process, key: str) -> float:
-    """Seconds until a chat request is answered: routers first look at their engines. Raises `DidNotStart`."""
-    body = chat_request(MODEL, key, stream=False).partition(b"\r\n\r\n")[2]
-    headers = {"content-type": "application/json", "authorization": f"Bearer {key}"}
-    begun = time.perf_counter()
-    told = "nothing"
-    while time.perf_counter() - begun < 30:
-        connection = http.client.HTTPConnection("127.0.0.1", process.port, timeout=10)
-        with contextlib.closing(connection), contextlib.suppress(OSError, http.client.HTTPException):
-            connection.request("POST", "/v1/chat/completions", body, headers)
-            answer = connection.getresponse()
-            told = f"{answer.status} {answer.read(300)!r}"
-            if answer.status == 200:
-                return time.perf_counter() - begun
-        time.sleep(0.05)
-    raise DidNotStart(f"{process.name} answers a chat request with {told}:\n{process.log_tail()}")
-
-
-@contextlib.contextmanager
-def engine(room: Path, chunks: int, interval_ms: float) -> Iterator[Process]:
-    """The mock engine that all of them ask."""
-    port = free_port()
-    options = ["--chunks", str(chunks), "--interval-ms", str(interval_ms)]
-    command = [sys.executable, "-m", "bench.mock_engine", str(port), *options]
-    with Process("mock engine", command, port, room / "engine.log") as process:
-        yield process
+_LITELLM = """\
+model_list:
+  - model_name: {model}
+    litellm_params:
+      model: openai/{model}
+      api_base: http://127.0.0.1:{engine}/v1
+      api_key: sk-none
+general_settings:
+  master_key: {key}
+litellm_settings:
+  telemetry: false
+"""
 
 
 @contextlib.contextmanager
@@ -150,11 +91,21 @@ def direct(room: Path, engine_port: int) -> Iterator[Target]:
 @contextlib.contextmanager
 def slurmgate(room: Path, engine_port: int) -> Iterator[Target]:
     """As in production: a key is checked, usage is stored, metrics are kept, every request has its log line."""
+    with slurmgate_for(room, [engine_port]) as target:
+        yield target
+
+
+@contextlib.contextmanager
+def slurmgate_for(
+    room: Path, engine_ports: Sequence[int], *, connect_s: float = 5.0, first_byte_s: float = 600.0
+) -> Iterator[Target]:
+    """slurmgate before several replicas of the one model."""
     program = find("slurmgate")
     if program is None:
         raise NotInstalled("slurmgate: not in this environment; pip install --editable .")
     config, state, port = room / "slurmgate.toml", room / "state", free_port()
-    config.write_text(_SLURMGATE.format(model=MODEL, engine=engine_port))
+    urls = ", ".join(f'"http://127.0.0.1:{engine}"' for engine in engine_ports)
+    config.write_text(_SLURMGATE.format(model=MODEL, urls=urls, connect_s=connect_s, first_byte_s=first_byte_s))
     made = subprocess.run(
         [program, "keys", "create", "bench", "--state-dir", str(state)], capture_output=True, text=True, check=False
     )
@@ -194,13 +145,44 @@ def vllm_router(room: Path, engine_port: int) -> Iterator[Target]:
         yield running(process)
 
 
+@contextlib.contextmanager
+def sglang_router(room: Path, engine_port: int) -> Iterator[Target]:
+    """SGLang's router, as it comes: round robin over one engine, a log line at each end of a request."""
+    program = find("sglang-router", "SGLANG_ROUTER")
+    if program is None:
+        raise NotInstalled("sglang-router: bench/install_peers.sh, or SGLANG_ROUTER=its path")
+    port = free_port()
+    command = [program, "launch", "--host", "127.0.0.1", "--port", str(port), "--policy", "round_robin"]
+    command += ["--worker-urls", f"http://127.0.0.1:{engine_port}"]
+    command += ["--prometheus-host", "127.0.0.1", "--prometheus-port", str(free_port())]
+    with Process("sglang-router", command, port, room / "sglang-router.log") as process:
+        yield running(process)
+
+
+@contextlib.contextmanager
+def litellm(room: Path, engine_port: int) -> Iterator[Target]:
+    """LiteLLM's proxy: one worker, a master key, no database. It gets a small part of the load: see `Target.share`."""
+    program = os.environ.get("LITELLM_PROXY") or shutil.which("litellm", path=str(_LITELLM_VENV))
+    if program is None:
+        raise NotInstalled("litellm: bench/install_peers.sh, or LITELLM_PROXY=its path")
+    config, port, key = room / "litellm.yaml", free_port(), "sk-bench"
+    config.write_text(_LITELLM.format(model=MODEL, engine=engine_port, key=key))
+    command = [program, "--config", str(config), "--host", "127.0.0.1", "--port", str(port)]
+    command += ["--num_workers", "1", "--telemetry", "False"]
+    environment = {"LITELLM_LOCAL_MODEL_COST_MAP": "True"}  # or it asks the network for a list of prices first
+    with Process("litellm", command, port, room / "litellm.log", environment=environment, patience_s=120) as process:
+        yield running(process, key, share=0.01, at_once=0.1)
+
+
 Starter = Callable[[Path, int], AbstractContextManager[Target]]
 
 STARTERS: dict[str, Starter] = {
     "slurmgate": slurmgate,
     "vllm-router": vllm_router,
+    "sglang-router": sglang_router,
     "nginx": nginx,
     "direct": direct,
+    "litellm": litellm,
 }
 
 

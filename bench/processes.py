@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import signal
 import socket
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
 _PROC = Path("/proc")
+_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
 class DidNotStart(Exception):
@@ -40,15 +43,47 @@ def family(pid: int) -> list[int]:
     return members
 
 
-def cpu_s(pids: Sequence[int]) -> float:
-    """CPU seconds of all threads. Threads that ended are not in it, so ask before and after, not after the end."""
-    total = 0
+@dataclass(frozen=True, slots=True)
+class Cpu:
+    """CPU seconds. `user` and `system` come in ticks of the kernel's clock (10 ms), `total` in nanoseconds."""
+
+    total: float
+    user: float
+    system: float
+
+    def __sub__(self, before: Cpu) -> Cpu:
+        return Cpu(self.total - before.total, self.user - before.user, self.system - before.system)
+
+
+def cpu(pids: Sequence[int]) -> Cpu:
+    """What all threads took. Threads that ended are not in `total`, so ask before and after, not after the end."""
+    total, user, system = 0, 0, 0
     for pid in pids:
         with contextlib.suppress(OSError):
             for task in (_PROC / str(pid) / "task").iterdir():
                 with contextlib.suppress(OSError):
                     total += int((task / "schedstat").read_text().split()[0])
-    return total / 1e9
+            ticks = cpu_ticks((_PROC / str(pid) / "stat").read_text())
+            user, system = user + ticks[0], system + ticks[1]
+    return Cpu(total / 1e9, user / _TICKS_PER_S, system / _TICKS_PER_S)
+
+
+def cpu_ticks(stat: str) -> tuple[int, int]:
+    """`utime` and `stime` of a line of /proc/PID/stat (proc(5)), whose second field may hold blanks and brackets."""
+    fields = stat[stat.rindex(")") + 2 :].split()
+    return int(fields[11]), int(fields[12])
+
+
+def open_files(pid: int) -> int:
+    """How many file descriptors the process holds."""
+    return len(os.listdir(_PROC / str(pid) / "fd"))
+
+
+def allow_many_files() -> None:
+    """Raise our limit of open files, and so that of everything started from now on: a stream takes two in a proxy."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    enough = 65536 if most == resource.RLIM_INFINITY else min(most, 65536)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (enough, most))
 
 
 def memory_mb(pids: Sequence[int]) -> float:
@@ -65,18 +100,27 @@ def memory_mb(pids: Sequence[int]) -> float:
 class Process:
     """A server of ours on a port of loopback: `with Process(...) as process`.
 
-    name      for messages
-    log       where its output goes
-    start_s   after `__enter__`: from its start until it accepted a connection
+    name        for messages
+    log         where its output goes
+    patience_s  how long it may take until it listens
+    start_s     after `__enter__`: from its start until it accepted a connection
     """
 
     def __init__(
-        self, name: str, command: Sequence[str], port: int, log: Path, environment: Mapping[str, str] | None = None
+        self,
+        name: str,
+        command: Sequence[str],
+        port: int,
+        log: Path,
+        *,
+        environment: Mapping[str, str] | None = None,
+        patience_s: float = 60.0,
     ) -> None:
         self.name = name
         self.port = port
         self.log = log
         self.start_s = float("nan")
+        self._patience_s = patience_s
         self._command = list(command)
         self._environment = {**os.environ, **(environment or {})}
 
@@ -92,7 +136,7 @@ class Process:
                 start_new_session=True,  # a Ctrl-C at the terminal is ours to handle
             )
         try:
-            self._wait_for_port(begun + 60)
+            self._wait_for_port(begun + self._patience_s)
         except BaseException:
             self.stop()
             raise

@@ -2,12 +2,13 @@
 
     python -m bench.simulated_day [--hours 24] [--models 60] [--nodes 200] [--seed 1]
 
-Real here: who is submitted, replaced, stopped, given up, and how many are wanted. Simulated: Slurm (a queue with
-waits, wall times, preemptions, node failures, a controller that does not always answer), engines that take their time to load
+Real here: who is submitted, replaced, stopped, given up, and how many are wanted. Simulated: Slurm (a queue with waits,
+wall times, preemptions, node failures, a controller that does not always answer), engines that take their time to load
 and sometimes die, and people, more of them by day than by night.
 
-Reported: the share of requests that were answered, GPU-hours used and what a fixed number of replicas for the peak would
-have used, requests that met a cold start, jobs left at the end, the longest that a model with requests had no replica.
+Reported: the share of requests that were answered, GPU-hours used and what a fixed number of replicas for the peak
+would have used, requests that met a cold start, jobs left at the end, the longest that a model with requests had no
+replica.
 """
 
 from __future__ import annotations
@@ -279,8 +280,8 @@ class Simulation:
             left = job.limit_s - (now - job.started_at)
             mark = job.mark
             report = Report(
-                mark.replica_id, mark.model, mark.config_hash, "", job.id, job.life, state, "10.0.0.1", job.node, 1, left,
-                failure,
+                mark.replica_id, mark.model, mark.config_hash, "", job.id, job.life,
+                state, "10.0.0.1", job.node, 1, left, failure,
             )  # fmt: skip
             known = self.replicas[mark.replica_id] = heard(self.replicas.get(mark.replica_id), report, now)
             if command_for(known) != "run" and job.draining_until == math.inf:

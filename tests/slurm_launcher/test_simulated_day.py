@@ -13,7 +13,7 @@ def test_hours_with_faults_of_every_kind_leave_no_job_and_no_model_behind(seed: 
     day = simulation.run(3.0)
     assert day.leaked == 0
     assert simulation.stuck(START) == []
-    assert day.availability > 0.99
+    assert day.availability > 0.97  # cold starts of the first hour included
     assert day.longest_gap_s < 1800
 
 
