@@ -28,6 +28,16 @@ class Usage:
     completion_tokens: int = 0
 
 
+class Notes(Protocol):
+    """Where backends tell what a request went through, for log, metrics and traces. What goes well is not told."""
+
+    def attempt_failed(self, replica_id: str, reason: str) -> None:
+        """An attempt at a replica has just failed. `reason` is the error's code."""
+
+    def waited(self, seconds: float) -> None:
+        """A wait in a queue has just ended, one way or the other."""
+
+
 @dataclass(slots=True)
 class Call:
     """One request on its way to a model.
@@ -42,6 +52,8 @@ class Call:
     content_type  of `raw`; for anything but JSON (an audio upload) `body` holds only the fields that are needed here
     priority    its class: 0 interactive, 1 batch (places.Priority)
     deadline    when nobody will wait for the answer any more, in time.monotonic() seconds; None if nobody said
+    notes       where to tell what it went through; None: nobody wants to know
+    headers     more header lines for the engine, each with its line end
     """
 
     id: str
@@ -54,6 +66,8 @@ class Call:
     content_type: bytes = b"application/json"
     priority: int = 0
     deadline: float | None = None
+    notes: Notes | None = None
+    headers: bytes = b""
 
     def with_body(self, body: dict[str, Any], path: str | None = None) -> Call:
         """The same call with another JSON body, and at another path of the engine if given."""

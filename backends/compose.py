@@ -16,11 +16,12 @@ from collections.abc import Coroutine
 from dataclasses import dataclass, replace
 from typing import Any
 
-from .base import Backend, Call, EventStream, Launcher, Reply
+from .base import Backend, Call, EventStream, Reply
 from .dialects import DIALECTS, PLAIN
 from .dialects.seam import CHAT, COMPLETIONS, EMBEDDINGS, RERANK, TOKENIZE, Dialect
 from .embeddings import Embeddings
 from .fanout import Fanout
+from .places import Places
 from .replicas import ReplicaBackend
 from .rerank import Rerank
 from .tokenize import Tokenize
@@ -69,11 +70,10 @@ class Composed:
 
 def backend_for(
     model: str,
-    launcher: Launcher,
+    places: Places,
     engine: str,
     *,
     options: Options | None = None,
-    wait_s: float = 300.0,
     timeouts: Timeouts | None = None,
     limits: Limits | None = None,
 ) -> Backend:
@@ -84,10 +84,9 @@ def backend_for(
         dialect = replace(dialect, paths=dialect.paths | options.native)
     replicas = ReplicaBackend(
         model,
-        launcher,
+        places,
         dialect=dialect,
         drop_unsupported=options.drop_unsupported,
-        wait_s=wait_s,
         timeouts=timeouts,
         limits=limits,
     )

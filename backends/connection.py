@@ -65,6 +65,11 @@ class Connection(asyncio.Protocol):
     def is_open(self) -> bool:
         return self._transport is not None
 
+    @property
+    def is_unanswered(self) -> bool:
+        """It has a request, and not a byte of its answer."""
+        return self._response is not None and self._response.status == 0 and self._taken == 0
+
     def send(self, response: Response, head: bytes, body: bytes) -> None:
         """Start an exchange. Never raises: a failure ends the response."""
         self._response = response

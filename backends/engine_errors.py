@@ -90,7 +90,9 @@ def engine_error(status: int, body: bytes, retry_after: bytes | None = None) -> 
         busy.retry_after_s = _seconds(retry_after, 1.0)
         return busy
     if status == 503:
-        return Unavailable(message or _UNSAID[503], retry_after_s=_seconds(retry_after, 5.0))
+        closed = Unavailable(message or _UNSAID[503], retry_after_s=_seconds(retry_after, 5.0))
+        closed.quotes = bool(message)
+        return closed
     if status in (401, 403):
         # the engine knows no client: it is the gateway's own key that it refuses
         message = "The engine refused the gateway's own key."

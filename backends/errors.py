@@ -39,12 +39,14 @@ class GatewayError(Exception):
     headers        sent with the reply
     retry_after_s  seconds until another try makes sense; sent as `retry-after`, never above 120
                    (the official SDK gives up on longer ones)
+    quotes         the message is an engine's own and may quote the prompt: for the client, and for nobody else
     """
 
     status: int = 500
     type: str = "server_error"
     code: str | None = None
     headers: Mapping[bytes, bytes] = MappingProxyType({})
+    quotes: bool = False
 
     def __init__(
         self,

@@ -12,6 +12,7 @@ engines that have `n`. A merged stream has one id, one usage chunk and one end.
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -25,6 +26,8 @@ from .sse import DONE
 from .together import served_by, together, whole
 
 Json = dict[str, Any]
+News = tuple[int, bytes | BaseException | None]
+"""Which choice; its events, its error, or its end."""
 
 MOST = 128
 """Choices of one request: OpenAI's limit of `n`, and what TGI takes at once."""
@@ -45,17 +48,12 @@ class Fanout:
             message = f"This model gives at most {MOST} choices for one request."
             raise InvalidRequest(message, param="prompt" if len(prompts) > 1 else "n", code="too_many_choices")
         calls = split(call, prompts, n)
-        answers = await together(self._inner, calls)
         counts = [index % n == 0 for index in range(len(calls))]  # whose prompt is counted
-        if all(isinstance(answer, EventStream) for answer in answers):
-            streams = [answer for answer in answers if isinstance(answer, EventStream)]
-            return MergedStream(streams, counts, shows_usage=_shows_usage(call))
-        try:
-            return merged([whole(answer) for answer in answers], counts)
-        finally:
-            for answer in answers:
-                if isinstance(answer, EventStream):
-                    answer.close()
+        if not call.stream:
+            return merged([whole(answer) for answer in await together(self._inner, calls)], counts)
+        stream = MergedStream(self._inner, calls, counts, shows_usage=_shows_usage(call))
+        replies = await stream.begin()
+        return merged(replies, counts) if replies else stream
 
     def in_flight(self, replica_id: str) -> int:
         return self._inner.in_flight(replica_id)
@@ -168,39 +166,89 @@ def merged(answers: Sequence[Reply], counts: Sequence[bool]) -> Reply:
 
 
 class MergedStream(EventStream):
-    """Many streams as one: chunks as they come, each with its choice's number.
+    """Many streams as one: chunks as they come, each with its choice's number. To be used after `begin`.
 
-    One task reads each stream; a stream that is ahead waits until its chunk was taken.
+    One task reads each stream, and lets go of it at its end. Until all have begun, what comes is kept: there may be
+    more choices than places, and the last of them get theirs when the first are done. After that a stream that is
+    ahead waits until its chunk was taken.
     """
 
-    __slots__ = ("_counts", "_head", "_left", "_news", "_readers", "_shows_usage", "_streams", "_sum")
+    __slots__ = (
+        "_all",
+        "_answers",
+        "_counts",
+        "_early",
+        "_head",
+        "_left",
+        "_news",
+        "_readers",
+        "_shows_usage",
+        "_sum",
+    )
 
-    def __init__(self, streams: Sequence[EventStream], counts: Sequence[bool], *, shows_usage: bool) -> None:
-        super().__init__(served_by(streams))
-        self._streams = streams
+    def __init__(self, inner: Backend, calls: Sequence[Call], counts: Sequence[bool], *, shows_usage: bool) -> None:
+        super().__init__("")
+        self._answers: list[Reply | EventStream | None] = [None] * len(calls)
         self._counts = counts
         self._shows_usage = shows_usage
         self._sum = _Sum()
         self._head: Json = {}
-        self._left = len(streams)
-        self._news: asyncio.Queue[tuple[int, bytes | BaseException | None]] = asyncio.Queue(len(streams))
+        self._left = len(calls)
+        self._early: deque[News] = deque()
+        self._news: asyncio.Queue[News] = asyncio.Queue(len(calls))
+        self._all: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._readers = [
-            asyncio.create_task(self._read(index, stream), name=f"choice {index}")
-            for index, stream in enumerate(streams)
+            asyncio.create_task(self._read(index, inner, call), name=f"choice {index}")
+            for index, call in enumerate(calls)
         ]
 
-    async def _read(self, index: int, stream: EventStream) -> None:
+    async def begin(self) -> list[Reply]:
+        """Until every part has begun. The first error cancels the other parts.
+
+        [] for streams; the replies, and no stream, if the engine has answered with these.
+        """
         try:
-            async for events in stream:
-                await self._news.put((index, events))
+            await self._all
+            streams = self._streams
+            if len(streams) == len(self._answers):
+                self.served_by = served_by(streams)
+                return []
+            return [whole(answer) for answer in self._answers if answer is not None]
+        except BaseException:
+            self.close()
+            await asyncio.gather(*self._readers, return_exceptions=True)
+            raise
+
+    @property
+    def _streams(self) -> list[EventStream]:
+        return [answer for answer in self._answers if isinstance(answer, EventStream)]
+
+    async def _read(self, index: int, inner: Backend, call: Call) -> None:
+        try:
+            answer = self._answers[index] = await inner.run(call)
+            if None not in self._answers and not self._all.done():
+                self._all.set_result(None)
+            if isinstance(answer, EventStream):
+                async for events in answer:
+                    await self._tell(index, events)
+                answer.close()
         except Exception as error:  # whatever it is, it is told to who reads the whole
-            await self._news.put((index, error))
+            if not self._all.done():
+                self._all.set_exception(error)
+            else:
+                await self._tell(index, error)
         else:
-            await self._news.put((index, None))
+            await self._tell(index, None)
+
+    async def _tell(self, index: int, news: bytes | BaseException | None) -> None:
+        if self._all.done():
+            await self._news.put((index, news))
+        else:
+            self._early.append((index, news))
 
     async def __anext__(self) -> bytes:
         while self._left and self.failure is None:
-            index, news = await self._news.get()
+            index, news = self._early.popleft() if self._early else await self._news.get()
             if isinstance(news, BaseException):
                 raise news
             if news is None:

@@ -1,213 +1,243 @@
-"""The backend of launched engines: choose a replica, forward, try another one before the first byte, never after it."""
+"""The backend of launched engines: a seat at a replica, forward, try another one before the first byte, never after it.
+
+    Call --dialect--> Places.take --Seat--> Origin's pool --> engine --> Reply | EngineStream
+                          `-- or wait         `-- failed before the first byte: once more, elsewhere (retries.py)
+
+The first attempt is plain code. Only after a failure tenacity drives what follows, and only where there is a deadline
+or a total time-out a timer is set.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import math
+import random
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 import orjson
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception
 
-from .base import Call, Endpoint, EventStream, Launcher, Reply
+from .base import Call, EventStream, Reply
 from .dialects.seam import PLAIN, Dialect, ReplyRepair, unsupported_endpoint
 from .engine_errors import engine_error
-from .errors import ConnectFailed, Disconnected, MalformedResponse, TransportError, Unavailable
+from .errors import ConnectFailed, Disconnected, EngineTimeout, GatewayError, MalformedResponse, Unavailable
+from .origins import Origin, Origins
+from .places import Outcome, Places, Seat
+from .retries import Retries, is_overload
+from .retry_budget import RetryBudget
 from .sse import EventFilter, usage_of
-from .transport import Limits, Pool, Response, Timeouts
-
-COOL_DOWN_S = 5.0
-"""A replica that refused a connection is asked again after this long, or earlier when there is no other."""
-
-RESENDS = 1
-"""A request that an engine took and died on is tried once more elsewhere: not on every replica, it may be its cause."""
-
-DO_NOT_RETRY = {b"x-should-retry": b"false"}
-"""For the official SDK, which would send such a request twice more."""
+from .transport import Limits, Response, Timeouts
 
 _ASK_FOR_USAGE = b',"stream_options":{"include_usage":true}}'
 
-
-@dataclass(slots=True, eq=False)
-class Replica:
-    """One engine as this backend sees it. `headers` are those that each of its requests has."""
-
-    endpoint: Endpoint
-    pool: Pool
-    headers: bytes = field(repr=False)
-    in_flight: int = 0
-    cool_until: float = 0.0
-    leaving: bool = False
-
-    def release(self) -> None:
-        self.in_flight -= 1
-        if self.leaving and self.in_flight == 0:
-            self.pool.close_idle()
+_BREATH_S = 0.05
+"""After an engine had no room: up to this long, twice as long each time, so that not all come back together."""
 
 
 class ReplicaBackend:
     """All replicas of one model.
 
+    places             where its requests run
     dialect            of the engine: what the call and its answer need to be OpenAI's
     drop_unsupported   leave out what the engine cannot do, instead of refusing the request
-    wait_s             how long a request waits for a replica to become ready
+    budget             of retries
     """
 
     def __init__(
         self,
         model: str,
-        launcher: Launcher,
+        places: Places,
         *,
         dialect: Dialect = PLAIN,
         drop_unsupported: bool = False,
-        wait_s: float = 300.0,
         timeouts: Timeouts | None = None,
         limits: Limits | None = None,
+        budget: RetryBudget | None = None,
     ) -> None:
         self._model = model
-        self._launcher = launcher
+        self._places = places
         self._dialect = dialect
         self._drop_unsupported = drop_unsupported
-        self._wait_s = wait_s
-        self._timeouts = timeouts or Timeouts()
-        self._limits = limits or Limits()
-        self._seen: object = None
-        self._replicas: list[Replica] = []
-        self._leaving: list[Replica] = []
-        self._turn = 0
+        self._budget = budget or RetryBudget()
+        timeouts = timeouts or Timeouts()
+        self._total_s = timeouts.total_s
+        self._origins = Origins(timeouts, limits or Limits(), lambda: int(self._budget.tokens))
 
     async def run(self, call: Call) -> Reply | EventStream:
-        """Answer on the replica with the fewest requests in flight. Raises `InvalidRequest` for what it cannot do."""
+        """Answer on one of the replicas. Raises `InvalidRequest` for what their engine cannot do."""
         dialect = self._dialect
         if call.path not in dialect.paths:
             raise unsupported_endpoint(call.path)
         sent = call if dialect.prepare is None else dialect.prepare(call, self._drop_unsupported)
-        refused: set[str] = set()
-        resends = 0
-        deadline: float | None = None
-        failure: TransportError | None = None
-        while True:
-            replica = self._choose(refused)
-            if replica is None:
-                if deadline is None:
-                    deadline = time.monotonic() + self._wait_s
-                await self._wait(deadline, failure)
-                refused.clear()
-                continue
-            try:
-                return await self._ask(replica, call, sent)
-            except ConnectFailed as error:
-                failure = error
-                replica.cool_until = time.monotonic() + COOL_DOWN_S
-            except Disconnected as error:
-                if resends >= RESENDS:
-                    error.headers = DO_NOT_RETRY
-                if error.received or resends >= RESENDS:
-                    raise
-                failure = error
-                resends += 1
-            refused.add(replica.endpoint.replica_id)
+        self._budget.request()
+        if self._total_s is None and call.deadline is None:
+            return await self._answer(call, sent)
+        return await self._answer_in_time(call, sent)
 
-    async def _ask(self, replica: Replica, call: Call, sent: Call) -> Reply | EventStream:
+    def in_flight(self, replica_id: str) -> int:
+        return self._places.in_flight(replica_id)
+
+    async def aclose(self) -> None:
+        await self._origins.aclose()
+
+    # -- attempts -----------------------------------------------------------------------------------------------------
+
+    async def _answer(self, call: Call, sent: Call) -> Reply | EngineStream:
+        seat = self._places.take(call)
+        if seat is None:
+            seat = await self._wait(call)
+        try:
+            return await self._ask(seat, call, sent)
+        except GatewayError as error:
+            failure = error
+        retries = Retries(self._budget)
+        retries.failed_at(seat.endpoint.replica_id)
+        if not retries.may_go_on(failure, time.monotonic()):
+            raise failure
+        return await self._try_again(retries, call, sent)
+
+    async def _try_again(self, retries: Retries, call: Call, sent: Call) -> Reply | EngineStream:
+        """After a first failure."""
+
+        def may_go_on(error: BaseException) -> bool:
+            return isinstance(error, GatewayError) and retries.may_go_on(error, time.monotonic())
+
+        def breath(state: RetryCallState) -> float:
+            overloaded = isinstance(retries.failure, GatewayError) and is_overload(retries.failure)
+            return random.random() * _BREATH_S * 2**state.attempt_number if overloaded else 0.0  # noqa: S311
+
+        async for attempt in AsyncRetrying(retry=retry_if_exception(may_go_on), wait=breath, reraise=True):
+            with attempt:
+                seat = await self._another_seat(retries, call)
+                try:
+                    return await self._ask(seat, call, sent)
+                except GatewayError:
+                    retries.failed_at(seat.endpoint.replica_id)
+                    raise
+        raise RuntimeError("tenacity ended without a result")  # it returns or raises
+
+    async def _another_seat(self, retries: Retries, call: Call) -> Seat:
+        """Raises the failure so far where there is no other place, and none to be had by waiting."""
+        seat = self._places.take(call, retries.avoid)
+        if seat is not None:
+            return seat
+        failure = retries.failure
+        if failure is not None and is_overload(failure) and not self._origins.running:
+            retries.over = True  # nothing of ours fills the engine, so nothing of ours will leave it
+            raise failure
+        try:
+            return await self._wait(call, retries.avoid)
+        except GatewayError as error:
+            retries.over = True
+            raise failure or error from None
+
+    async def _wait(self, call: Call, avoid: frozenset[str] = frozenset()) -> Seat:
+        began = time.perf_counter()
+        try:
+            return await self._places.wait(call, avoid)
+        finally:
+            if call.notes is not None:
+                call.notes.waited(time.perf_counter() - began)
+
+    async def _ask(self, seat: Seat, call: Call, sent: Call) -> Reply | EngineStream:
         """One attempt at `sent`, which is what the engine shall get for `call`.
 
-        The replica's slot is given back when the answer is whole; a stream takes it over.
+        The seat is left when the answer is whole; a stream takes it over.
         """
-        replica.in_flight += 1
-        handed_over = False
         dialect = self._dialect
+        origin = self._origins.at(seat.endpoint)
+        origin.running += 1
+        outcome = Outcome.ABANDONED
+        tokens = 0
+        handed_over = False
         try:
             body, shows_usage = outgoing(sent)
-            headers = b"%scontent-type: %s\r\nx-request-id: %s\r\n" % (
-                replica.headers,
+            headers = b"%s%scontent-type: %s\r\nx-request-id: %s\r\n" % (
+                origin.headers,
+                call.headers,
                 sent.content_type,
                 call.id.encode(),
             )
-            response = await replica.pool.request(b"POST", sent.path.encode(), headers, body)
-            if call.stream and response.status == 200 and b"event-stream" in response.content_type:
+            response = await origin.pool.request(b"POST", sent.path.encode(), headers, body)
+            origin.heard += 1
+            status = response.status
+            if call.stream and status == 200 and b"event-stream" in response.content_type:
                 repair = None if dialect.repair_chunks is None else dialect.repair_chunks(call)
                 events = EventFilter(forward_usage=shows_usage, repair=repair)
+                stream = EngineStream(origin, seat, response, events)
                 handed_over = True
-                return EngineStream(replica, response, events)
+                return stream
             answer = await response.read()
-            if response.status >= 300:
-                raise engine_error(response.status, answer, response.header(b"retry-after"))
+            if status >= 300:
+                error = engine_error(status, answer, response.header(b"retry-after"))
+                outcome = Outcome.OVERLOADED if is_overload(error) else outcome_of_status(status)
+                raise error
             if dialect.repair_reply is not None and (mend := dialect.repair_reply(call)) is not None:
                 answer = mended(answer, mend)
-            return Reply(response.status, response.content_type, answer, usage_of(answer), replica.endpoint.replica_id)
+            usage = usage_of(answer)
+            if usage is not None:
+                tokens = usage.prompt_tokens + usage.completion_tokens
+            outcome = Outcome.SERVED
+            return Reply(status, response.content_type, answer, usage, origin.endpoint.replica_id)
+        except GatewayError as error:
+            if outcome is Outcome.ABANDONED:
+                outcome = outcome_of(error)
+            if isinstance(error, ConnectFailed):
+                origin.pool.give_up(0)  # nor will the others get one that wait for a connection to it
+            if call.notes is not None:
+                call.notes.attempt_failed(origin.endpoint.replica_id, error.code or error.type)
+            raise
         finally:
             if not handed_over:
-                replica.release()
+                origin.running -= 1
+                seat.leave(outcome, tokens)
 
-    def in_flight(self, replica_id: str) -> int:
-        return sum(r.in_flight for r in (*self._replicas, *self._leaving) if r.endpoint.replica_id == replica_id)
+    # -- time ---------------------------------------------------------------------------------------------------------
 
-    async def aclose(self) -> None:
-        for replica in (*self._replicas, *self._leaving):
-            await replica.pool.aclose()
-
-    # -- choosing -----------------------------------------------------------------------------------------------------
-
-    def _choose(self, refused: set[str]) -> Replica | None:
-        """The replica with the fewest in flight; equals take turns. None when every one is refused or there is none."""
-        endpoints = self._launcher.endpoints(self._model)
-        if endpoints is not self._seen:
-            self._take_up(endpoints)
-        replicas = self._replicas
-        if len(replicas) == 1 and not refused:
-            return replicas[0]
-        candidates = [r for r in replicas if r.endpoint.replica_id not in refused]
+    async def _answer_in_time(self, call: Call, sent: Call) -> Reply | EngineStream:
+        """Under the model's total time-out and the client's deadline, whichever comes first."""
         now = time.monotonic()
-        warm = [r for r in candidates if r.cool_until <= now] or candidates
-        if not warm:
-            return None
-        self._turn += 1
-        turn = self._turn % len(warm)
-        return min(warm[turn:] + warm[:turn], key=_in_flight)
-
-    def _take_up(self, endpoints: object) -> None:
-        """The launcher's list has changed: keep what is known, open what is new, let go of the rest."""
-        self._seen = endpoints
-        known = {replica.endpoint.replica_id: replica for replica in self._replicas}
-        self._replicas = []
-        for endpoint in self._launcher.endpoints(self._model):
-            replica = known.pop(endpoint.replica_id, None)
-            if replica is None or (replica.endpoint.host, replica.endpoint.port) != (endpoint.host, endpoint.port):
-                if replica is not None:  # the same replica elsewhere: Slurm requeued its job
-                    self._let_go(replica)
-                replica = self._open(endpoint)
-            self._replicas.append(replica)
-        for replica in known.values():
-            self._let_go(replica)
-        self._leaving = [replica for replica in self._leaving if replica.in_flight]
-
-    def _open(self, endpoint: Endpoint) -> Replica:
-        headers = b"authorization: Bearer %s\r\n" % endpoint.api_key.encode() if endpoint.api_key else b""
-        pool = Pool(endpoint.host, endpoint.port, timeouts=self._timeouts, limits=self._limits)
-        return Replica(endpoint, pool, headers)
-
-    def _let_go(self, replica: Replica) -> None:
-        replica.leaving = True
-        if replica.in_flight:
-            self._leaving.append(replica)
-        else:
-            replica.pool.close_idle()
-
-    async def _wait(self, deadline: float, failure: TransportError | None) -> None:
-        """Until the launcher has news. Raises what the client shall see when there is no hope, or no time left."""
-        self._launcher.need(self._model)
-        why, retry_after_s = self._launcher.outlook(self._model)
-        if retry_after_s is not None:
-            raise failure or Unavailable(why, retry_after_s=retry_after_s)
+        total_at = math.inf if self._total_s is None else now + self._total_s
+        deadline = math.inf if call.deadline is None else call.deadline
+        until = min(total_at, deadline)
+        phase = "total" if total_at <= deadline else "deadline"
+        if until <= now:
+            raise Unavailable("The client's deadline is over.", code="deadline_exceeded", retry_after_s=1.0)
         try:
-            async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
-                await self._launcher.changed(self._model)
+            async with asyncio.timeout(until - now) as limit:
+                answer = await self._answer(call, sent)
         except TimeoutError:
-            raise failure or Unavailable(why, retry_after_s=10.0) from None
+            if not limit.expired():
+                raise
+            raise too_long(phase) from None
+        if isinstance(answer, EngineStream):
+            answer.end_by(until - time.monotonic(), phase)
+        return answer
 
 
-def _in_flight(replica: Replica) -> int:
-    return replica.in_flight
+def outcome_of(error: GatewayError) -> Outcome:
+    """What a failure to get an answer says of the replica."""
+    match error:
+        case ConnectFailed():
+            return Outcome.UNREACHABLE
+        case EngineTimeout():
+            return Outcome.TIMED_OUT
+        case Disconnected():
+            return Outcome.BROKE_OFF
+    return Outcome.FAILED
+
+
+def outcome_of_status(status: int) -> Outcome:
+    """... and what an engine's own error does: 424 is TGI's for a generation that failed, and a key that is refused is
+    ours."""
+    return Outcome.FAILED if status >= 500 or status in (401, 403, 424) else Outcome.SERVED
+
+
+def too_long(phase: str) -> EngineTimeout:
+    if phase == "deadline":
+        return EngineTimeout("The client's deadline came before the answer was whole.", phase=phase)
+    return EngineTimeout("The answer took longer than an answer of this model may.", phase=phase)
 
 
 def outgoing(call: Call) -> tuple[bytes, bool]:
@@ -237,21 +267,31 @@ def mended(answer: bytes, repair: ReplyRepair) -> bytes:
 class EngineStream(EventStream):
     """The events of one engine, filtered, while they arrive."""
 
-    __slots__ = ("_filter", "_replica", "_response")
+    __slots__ = ("_filter", "_late", "_origin", "_outcome", "_response", "_seat", "_timer")
 
-    def __init__(self, replica: Replica, response: Response, events: EventFilter) -> None:
-        super().__init__(replica.endpoint.replica_id)
-        self._replica: Replica | None = replica
+    def __init__(self, origin: Origin, seat: Seat, response: Response, events: EventFilter) -> None:
+        super().__init__(seat.endpoint.replica_id)
+        self._origin = origin
+        self._seat: Seat | None = seat
         self._response = response
         self._filter = events
+        self._outcome: Outcome | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._late: EngineTimeout | None = None
 
     async def __anext__(self) -> bytes:
         events = self._filter
-        while not events.over and (data := await self._response.next()):
-            if out := events.feed(data):
-                return out
+        try:
+            while not events.over and (data := await self._response.next()):
+                if out := events.feed(data):
+                    return out
+        except GatewayError as error:
+            self._outcome = outcome_of(error)
+            raise
         if events.over:
             self._response.finish()  # an engine may leave its body open; clients wait for the end of ours
+        elif self._late is not None:
+            raise self._late
         elif out := events.end():
             return out
         raise StopAsyncIteration
@@ -260,10 +300,31 @@ class EngineStream(EventStream):
         passes = self._filter.passes
         self._response.pass_to(lambda data: passes(data) and sink(data))
 
-    def close(self) -> None:
-        if self._replica is not None:
-            replica, self._replica = self._replica, None
-            self.usage = self._filter.usage
-            self.failure = self._filter.failure
+    def end_by(self, seconds: float, phase: str) -> None:
+        """After so long, whatever is missing is not waited for: an `EngineTimeout` of that phase."""
+        self._timer = asyncio.get_running_loop().call_later(seconds, self._expire, phase)
+
+    def _expire(self, phase: str) -> None:
+        self._timer = None
+        if not self._filter.over:
+            self._late = too_long(phase)
             self._response.close()
-            replica.release()
+
+    def close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._seat is not None:
+            seat, self._seat = self._seat, None
+            events = self._filter
+            self.usage = usage = events.usage
+            self.failure = events.failure
+            self._response.close()
+            self._origin.running -= 1
+            outcome = self._outcome
+            if outcome is None:
+                if events.failure is not None:
+                    outcome = outcome_of(events.failure)
+                else:
+                    outcome = Outcome.SERVED if events.done else Outcome.ABANDONED
+            seat.leave(outcome, 0 if usage is None else usage.prompt_tokens + usage.completion_tokens)

@@ -27,11 +27,13 @@ _SWEEPS = 8
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
-    """In seconds. `first_byte_s`: from sending to the end of the response head; `idle_s`: between reads of a body."""
+    """In seconds. `first_byte_s`: from sending to the end of the response head; `idle_s`: between reads of a body;
+    `total_s`: from taking a request to the end of its answer, which is for who asks the pool to keep."""
 
     connect_s: float = 5.0
     first_byte_s: float = 600.0
     idle_s: float = 120.0
+    total_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +67,7 @@ class Pool:
         self._host_header = b"host: " + self.origin.encode() + b"\r\n"
         self._open: set[Connection] = set()
         self._idle: list[Connection] = []
+        self._connecting: set[asyncio.Timeout] = set()
         self._closed = False
         self._timer: asyncio.TimerHandle | None = None
         waits = (timeouts.first_byte_s, timeouts.idle_s, limits.keep_alive_s)
@@ -83,6 +86,14 @@ class Pool:
     def idle_connections(self) -> int:
         """Those that wait for a request."""
         return len(self._idle)
+
+    def unanswered_s(self) -> float:
+        """How long the request has waited for which nothing has come for the longest, by the sweep's count; else 0."""
+        waited = [connection.quiet * self._interval_s for connection in self._open if connection.is_unanswered]
+        if self._connecting:
+            now = asyncio.get_running_loop().time()
+            waited += [self.timeouts.connect_s - ((limit.when() or now) - now) for limit in self._connecting]
+        return max(waited, default=0.0)
 
     async def request(self, method: bytes, target: bytes, headers: bytes, body: bytes = b"") -> Response:
         """Send, and return when the response head is there.
@@ -116,6 +127,15 @@ class Pool:
                 raise error
             reused = False
 
+    def give_up(self, most: int) -> None:
+        """Let all fail that wait for a connection, and up to `most` that wait for the first byte of an answer, as if
+        their time were up: somebody has found that nobody is there."""
+        for limit in self._connecting:
+            if not limit.expired():
+                limit.reschedule(0.0)
+        for connection in [connection for connection in self._open if connection.is_unanswered][:most]:
+            connection.expire()
+
     def close_idle(self) -> None:
         """Close the connections that wait for a request."""
         while self._idle:
@@ -131,12 +151,16 @@ class Pool:
 
     async def _connect(self) -> Connection:
         try:
-            async with asyncio.timeout(self.timeouts.connect_s):
-                _, connection = await asyncio.get_running_loop().create_connection(
-                    self._new_connection, self._host, self._port
-                )
+            async with asyncio.timeout(self.timeouts.connect_s) as limit:
+                self._connecting.add(limit)
+                try:
+                    _, connection = await asyncio.get_running_loop().create_connection(
+                        self._new_connection, self._host, self._port
+                    )
+                finally:
+                    self._connecting.discard(limit)
         except TimeoutError:
-            detail = f"{self.origin}: no connection within {self.timeouts.connect_s:g} s"
+            detail = f"{self.origin}: no connection in time"
             raise ConnectFailed("The engine did not take the connection in time.", detail=detail) from None
         except (OSError, UnicodeError) as error:  # UnicodeError: a host that is no name
             raise ConnectFailed("The engine cannot be reached.", detail=f"{self.origin}: {error}") from error

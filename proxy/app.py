@@ -9,10 +9,12 @@ from sqlalchemy import Engine
 from starlette.types import Receive, Scope, Send
 from structlog.typing import FilteringBoundLogger
 
+from slurm_launcher.states import Replica
+
 from .config import Config
 from .local_control import LocalControl
 from .logging import LineWriter
-from .metrics import Metrics
+from .metrics import Metrics, load_of
 from .reload import Changes, changes
 from .serving import Serving
 from .state import StateDir
@@ -41,15 +43,26 @@ class Gateway:
         self._log = log
         self._reread = reread
         self._reloading = asyncio.Lock()
-        self.control = LocalControl(
-            config, state, database, gateway_url=gateway_url, log=log, in_flight=self._in_flight, reload=self.reload
+        metrics = Metrics(
+            lambda: [(replica.model, replica.word) for replica in self._replicas()],
+            lambda: [load_of(places.snapshot()) for places in self.control.places.values()],
+            self._replicas,
         )
-        metrics = Metrics(lambda: [(r.model, r.word) for r in self.control.launcher.replicas()])
+        self.control = LocalControl(
+            config,
+            state,
+            database,
+            gateway_url=gateway_url,
+            log=log,
+            in_flight=self._in_flight,
+            reload=self.reload,
+            on_wait=metrics.observe_wait,
+        )
         self.serving = Serving(
             config,
             self.control,
             database,
-            engines=lambda name: self.control.sources[name],
+            places=lambda name: self.control.places[name],
             metrics=metrics,
             loopback_only=loopback_only,
             log=log,
@@ -88,6 +101,9 @@ class Gateway:
             await self.serving.configure(new)
         self._log.info("configuration_reloaded", changes=done.sentence())
         return done
+
+    def _replicas(self) -> list[Replica]:
+        return self.control.launcher.replicas()
 
     def _in_flight(self, replica_id: str) -> int:
         return sum(backend.in_flight(replica_id) for backend in self.serving.backends.values())

@@ -249,7 +249,7 @@ def as_dict(replica: Replica) -> dict[str, Any]:
         "node": replica.node or None,
         "created_at": replica.created_at,
         "ready_at": replica.ready_at,
-        "time_left_s": replica.time_left_s,
+        "time_left_s": replica.time_left_s(time.time()),
         "note": replica.note,
         "failure": None
         if failure is None

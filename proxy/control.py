@@ -10,10 +10,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+from .limits.seam import Admission
 from .reload import Changes
 
 
 class Control(Protocol):
+    @property
+    def limits(self) -> Admission:
+        """Who lets requests in, by what keys and projects may use."""
+
     def endpoints(self) -> Mapping[str, int]:
         """Replicas that take requests, by model. What runs elsewhere counts as one: nobody can tell before asking."""
 
@@ -31,3 +36,6 @@ class Control(Protocol):
 
     async def reload(self) -> Changes:
         """Read the configuration again and go by it. Raises `ConfigError`, and then nothing has changed."""
+
+    async def operate(self, verb: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        """A verb of `operations.Operations`. Raises `NotFound`, `InvalidRequest`."""

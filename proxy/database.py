@@ -1,33 +1,79 @@
-"""The gateway's database: SQLite in the state directory. Hard state (keys, usage, responses) lives in tables made here.
+"""The gateway's database: SQLite in the state directory, or PostgreSQL by a URL. Hard state lives in tables made here.
 
 Migrations are numbered lists of statements, applied in order: a table with one number is all that is needed to know
-where a database stands (see docs/decisions.md).
+where a database stands (see docs/decisions.md). Whoever writes does so inside `writing`.
 """
 
 from __future__ import annotations
 
+import os
+import sqlite3
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import (
+    URL,
+    BigInteger,
     Column,
+    Connection,
     Engine,
     Integer,
     LargeBinary,
     MetaData,
     String,
     Table,
+    Text,
     create_engine,
     event,
     insert,
+    inspect,
+    make_url,
     select,
     text,
     update,
 )
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.sql.expression import ColumnElement
+
+from .principals import Allowance
+
+if TYPE_CHECKING:
+    from .config import Config
+    from .state import StateDir
+
+BUSY_TIMEOUT_S = 10.0
+"""How long SQLite waits for another process's transaction; ours take milliseconds."""
+
+CONNECT_TIMEOUT_S = 10
+"""For PostgreSQL, unless the URL says otherwise."""
+
+LIMITS = tuple(field.name for field in fields(Allowance))
+"""Columns of keys and of projects, named as the fields of `Allowance`."""
+
+# -- tables ----------------------------------------------------------------------------------------------------------
 
 metadata = MetaData()
 
 schema_version = Table("schema_version", metadata, Column("version", Integer, nullable=False))
+
+projects = Table(
+    "projects",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("name", String(200), nullable=False, unique=True),
+    Column("account", String(80), nullable=False),
+    Column("models", Text),
+    *(Column(name, BigInteger) for name in LIMITS),
+    Column("disabled", Integer, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("archived_at", BigInteger),
+)
+"""`account` is a Slurm account, "" for none; `models` a JSON list of names, NULL for all."""
 
 keys = Table(
     "keys",
@@ -36,21 +82,31 @@ keys = Table(
     Column("name", String(200), nullable=False),
     Column("hash", String(64), nullable=False, unique=True),
     Column("hint", String(16), nullable=False),
-    Column("created_at", Integer, nullable=False),
-    Column("revoked_at", Integer),
+    Column("created_at", BigInteger, nullable=False),
+    Column("revoked_at", BigInteger),
+    Column("project_id", String(32), nullable=False),
+    Column("models", Text),
+    Column("priority", Integer, nullable=False),
+    *(Column(name, BigInteger) for name in LIMITS),
+    Column("admin", Integer, nullable=False),
+    Column("disabled", Integer, nullable=False),
+    Column("expires_at", BigInteger),
 )
-"""`hash` is the SHA-256 of the key in hex: keys are 256 random bits, so a slow hash would add nothing."""
+"""`hash` is the SHA-256 of the key in hex: keys are 256 random bits, so a slow hash would add nothing. `project_id` is
+"" for none; `priority` a value of `Priority`."""
+
+COUNTS = ("requests", "failed", "prompt_tokens", "completion_tokens")
 
 usage = Table(
     "usage",
     metadata,
     Column("day", String(10), primary_key=True),
     Column("key_id", String(32), primary_key=True),
+    Column("project_id", String(32), primary_key=True),
     Column("model", String(200), primary_key=True),
-    Column("requests", Integer, nullable=False),
-    Column("prompt_tokens", Integer, nullable=False),
-    Column("completion_tokens", Integer, nullable=False),
+    *(Column(name, BigInteger, nullable=False) for name in COUNTS),
 )
+"""`project_id` is the project that the key belonged to when it asked. Days are those of UTC."""
 
 stored_responses = Table(
     "stored_responses",
@@ -58,7 +114,7 @@ stored_responses = Table(
     Column("id", String(80), primary_key=True),
     Column("key_id", String(32), nullable=False),
     Column("previous_id", String(80)),
-    Column("expires_at", Integer, nullable=False),
+    Column("expires_at", BigInteger, nullable=False),
     Column("response", LargeBinary, nullable=False),
     Column("input", LargeBinary, nullable=False),
 )
@@ -74,56 +130,214 @@ stored_items = Table(
 )
 """Which stored response holds an item."""
 
+# -- migrations ------------------------------------------------------------------------------------------------------
+
+_LIMIT_COLUMNS = ", ".join(f"{name} {{int}}" for name in LIMITS)
+
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
     (
         "CREATE TABLE keys (id VARCHAR(32) PRIMARY KEY, name VARCHAR(200) NOT NULL, hash VARCHAR(64) NOT NULL UNIQUE,"
-        " hint VARCHAR(16) NOT NULL, created_at INTEGER NOT NULL, revoked_at INTEGER)",
+        " hint VARCHAR(16) NOT NULL, created_at {int} NOT NULL, revoked_at {int})",
         "CREATE TABLE usage (day VARCHAR(10) NOT NULL, key_id VARCHAR(32) NOT NULL, model VARCHAR(200) NOT NULL,"
-        " requests INTEGER NOT NULL, prompt_tokens INTEGER NOT NULL, completion_tokens INTEGER NOT NULL,"
+        " requests {int} NOT NULL, prompt_tokens {int} NOT NULL, completion_tokens {int} NOT NULL,"
         " PRIMARY KEY (day, key_id, model))",
     ),
     (
         "CREATE TABLE stored_responses (id VARCHAR(80) PRIMARY KEY, key_id VARCHAR(32) NOT NULL,"
-        " previous_id VARCHAR(80), expires_at INTEGER NOT NULL, response BLOB NOT NULL, input BLOB NOT NULL)",
+        " previous_id VARCHAR(80), expires_at {int} NOT NULL, response {blob} NOT NULL, input {blob} NOT NULL)",
         "CREATE INDEX stored_responses_expiry ON stored_responses (expires_at)",
         "CREATE TABLE stored_items (key_id VARCHAR(32) NOT NULL, item_id VARCHAR(200) NOT NULL,"
         " response_id VARCHAR(80) NOT NULL, PRIMARY KEY (key_id, item_id))",
         "CREATE INDEX stored_items_response ON stored_items (response_id)",
     ),
+    (
+        "CREATE TABLE projects (id VARCHAR(32) PRIMARY KEY, name VARCHAR(200) NOT NULL UNIQUE,"
+        f" account VARCHAR(80) NOT NULL, models TEXT, {_LIMIT_COLUMNS}, disabled {{int}} NOT NULL,"
+        " created_at {int} NOT NULL, archived_at {int})",
+        "ALTER TABLE keys ADD COLUMN project_id VARCHAR(32) NOT NULL DEFAULT ''",
+        "ALTER TABLE keys ADD COLUMN models TEXT",
+        "ALTER TABLE keys ADD COLUMN priority {int} NOT NULL DEFAULT 0",
+        *(f"ALTER TABLE keys ADD COLUMN {name} {{int}}" for name in LIMITS),
+        "ALTER TABLE keys ADD COLUMN admin {int} NOT NULL DEFAULT 0",
+        "ALTER TABLE keys ADD COLUMN disabled {int} NOT NULL DEFAULT 0",
+        "ALTER TABLE keys ADD COLUMN expires_at {int}",
+        "CREATE TABLE usage_of_projects (day VARCHAR(10) NOT NULL, key_id VARCHAR(32) NOT NULL,"
+        " project_id VARCHAR(32) NOT NULL, model VARCHAR(200) NOT NULL, requests {int} NOT NULL, failed {int} NOT NULL,"
+        " prompt_tokens {int} NOT NULL, completion_tokens {int} NOT NULL,"
+        " PRIMARY KEY (day, key_id, project_id, model))",
+        "INSERT INTO usage_of_projects SELECT day, key_id, '', model, requests, 0, prompt_tokens, completion_tokens"
+        " FROM usage",
+        "DROP TABLE usage",
+        "ALTER TABLE usage_of_projects RENAME TO usage",
+        "CREATE INDEX usage_of_key ON usage (key_id, day)",
+        "CREATE INDEX usage_of_project ON usage (project_id, day)",
+    ),
 )
-"""Never change one that has been released; append."""
+"""Never change one that has been released; append. `{int}` and `{blob}` are the dialect's words for 64 bits, bytes."""
+
+_WORDS = {"sqlite": {"int": "INTEGER", "blob": "BLOB"}, "postgresql": {"int": "BIGINT", "blob": "BYTEA"}}
+_MIGRATING = 7_302_114_896
+"""The number of PostgreSQL's advisory lock: gateways that start together migrate once."""
 
 
-class NewerDatabase(Exception):
+class DatabaseUnusable(Exception):
+    """It cannot be opened. The message is one sentence, without a password."""
+
+
+class NewerDatabase(DatabaseUnusable):
     """The database was made by a newer slurmgate."""
 
 
-def open_database(path: Path) -> Engine:
-    """The database at `path`, made or migrated where needed. Raises `NewerDatabase`."""
-    engine = create_engine(f"sqlite:///{path}", connect_args={"timeout": 10.0})
+# -- opening ---------------------------------------------------------------------------------------------------------
 
-    @event.listens_for(engine, "connect")
-    def _prepare(connection: Any, _record: Any) -> None:
-        connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute("PRAGMA synchronous=NORMAL")
 
-    migrate(engine)
+def database_of(config: Config | None, state: StateDir) -> Engine:
+    """The database of a configuration: the one that `database.url_env` names, else SQLite in the state directory.
+
+    Raises `DatabaseUnusable`.
+    """
+    variable = config.database.url_env if config is not None else None
+    if variable is None:
+        return open_database(state.database)
+    url = os.environ.get(variable)
+    if not url:
+        raise DatabaseUnusable(f"database.url_env: the environment variable {variable} is not set")
+    return open_database(url)
+
+
+def open_database(where: Path | str) -> Engine:
+    """The database at a path or a URL, made or migrated where needed. Raises `DatabaseUnusable`."""
+    url, shown = _address(where)
+    try:
+        engine = _sqlite(url) if url.get_backend_name() == "sqlite" else _postgresql(url)
+    except ImportError:
+        raise DatabaseUnusable(
+            "PostgreSQL needs the Python package psycopg: install slurmgate with its extra `postgresql`"
+        ) from None
+    try:
+        migrate(engine)
+    except (SQLAlchemyError, sqlite3.Error) as error:
+        engine.dispose()
+        raise DatabaseUnusable(f"the database {shown} cannot be used: {_reason(error)}") from None
+    except NewerDatabase as error:
+        engine.dispose()
+        raise NewerDatabase(f"the database {shown} {error}") from None
     return engine
 
 
+def _address(where: Path | str) -> tuple[URL, str]:
+    """The URL for SQLAlchemy, and what may be shown of it: no password, and no query, which can hold one too."""
+    if isinstance(where, Path) or "://" not in where:
+        return URL.create("sqlite", database=str(where)), str(where)
+    expected = "expected postgresql://USER:PASSWORD@HOST:PORT/NAME, special characters percent-encoded"
+    try:
+        url = make_url(where)
+    except (ArgumentError, ValueError):  # whose messages quote parts of it
+        raise DatabaseUnusable(f"the database's URL cannot be read: {expected}") from None
+    if url.drivername == "sqlite" and url.database not in (None, "", ":memory:"):  # that one would be each thread's own
+        return url, str(url.database)
+    if url.drivername not in ("postgresql", "postgres", "postgresql+psycopg"):
+        raise DatabaseUnusable(f"the database's URL begins with {url.drivername!r}: {expected}")
+    if not url.database:
+        raise DatabaseUnusable(f"the database's URL names no database: {expected}")
+    shown = URL.create("postgresql", url.username, None, url.host, url.port, url.database).render_as_string()
+    return url.set(drivername="postgresql+psycopg"), shown
+
+
+def _reason(error: Exception) -> str:
+    """The driver's own last line, such as `password authentication failed for user "ada"`."""
+    told = str(getattr(error, "orig", None) or error)
+    lines = [line.strip() for line in told.splitlines() if line.strip()]
+    found = next((line for line in reversed(lines) if "failed:" in line or "FATAL" in line), lines[0] if lines else "")
+    return found.rpartition("FATAL:")[2].strip() or type(error).__name__
+
+
+def _postgresql(url: URL) -> Engine:
+    arguments = {} if "connect_timeout" in url.query else {"connect_timeout": CONNECT_TIMEOUT_S}
+    return create_engine(
+        url, hide_parameters=True, connect_args=arguments, pool_pre_ping=True, pool_size=5, max_overflow=27
+    )
+
+
+def _sqlite(url: URL) -> Engine:
+    """Transactions are begun by us: Python's module begins none before reading, and late before writing."""
+    engine = create_engine(url, hide_parameters=True, connect_args={"timeout": BUSY_TIMEOUT_S}, max_overflow=27)
+
+    @event.listens_for(engine, "connect")
+    def _prepare(connection: Any, _record: Any) -> None:
+        connection.isolation_level = None
+        _use_wal(connection)
+        connection.execute("PRAGMA synchronous=NORMAL")
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        writes = connection.get_execution_options().get(_WRITES, False)
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+    return engine
+
+
+def _use_wal(connection: Any) -> None:
+    """Turning it on needs the file for itself, and SQLite does not wait for that: processes that start together try
+    again."""
+    deadline = time.monotonic() + BUSY_TIMEOUT_S
+    while connection.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+
+
 def migrate(engine: Engine) -> None:
-    with engine.begin() as connection:
-        schema_version.create(connection, checkfirst=True)
-        at = connection.execute(select(schema_version.c.version)).scalar()
+    """Bring the tables to the newest version, once, whoever else starts now. Raises `NewerDatabase`."""
+    with engine.connect() as connection:
+        if _version(connection) == len(MIGRATIONS):
+            return
+    words = _WORDS[engine.dialect.name]
+    with writing(engine) as connection:
+        if engine.dialect.name == "postgresql":
+            connection.execute(text("SELECT pg_advisory_xact_lock(:number)"), {"number": _MIGRATING})
+        at = _version(connection)
         if at is None:
+            schema_version.create(connection, checkfirst=True)
             connection.execute(insert(schema_version).values(version=0))
             at = 0
         if at > len(MIGRATIONS):
-            raise NewerDatabase(
-                f"{engine.url.database} has schema version {at}; this slurmgate knows versions up to {len(MIGRATIONS)}"
-            )
+            raise NewerDatabase(f"has schema version {at}; this slurmgate knows versions up to {len(MIGRATIONS)}")
         for statements in MIGRATIONS[at:]:
             for statement in statements:
-                connection.execute(text(statement))
-        if at < len(MIGRATIONS):
-            connection.execute(update(schema_version).values(version=len(MIGRATIONS)))
+                connection.execute(text(statement.format(**words)))
+        connection.execute(update(schema_version).values(version=len(MIGRATIONS)))
+
+
+def _version(connection: Connection) -> int | None:
+    if not inspect(connection).has_table(schema_version.name):
+        return None
+    return connection.execute(select(schema_version.c.version)).scalar()
+
+
+# -- using -----------------------------------------------------------------------------------------------------------
+
+_WRITES = "slurmgate_writes"
+
+
+@contextmanager
+def writing(engine: Engine) -> Iterator[Connection]:
+    """A transaction that writes. With SQLite it waits for its turn at its start: one that reads first and then wants
+    to write would be refused at once if another process has written in between."""
+    with engine.connect() as connection, connection.execution_options(**{_WRITES: True}).begin():
+        yield connection
+
+
+def upsert(
+    connection: Connection,
+    table: Table,
+    rows: Sequence[dict[str, Any]],
+    merged: Callable[[Any], dict[str, ColumnElement[Any]]],
+) -> None:
+    """Insert rows; where the primary key is there already, set what `merged` makes of the new values."""
+    statement: Any = (postgresql if connection.dialect.name == "postgresql" else sqlite).insert(table)
+    key = list(table.primary_key.columns)
+    connection.execute(statement.on_conflict_do_update(index_elements=key, set_=merged(statement.excluded)), list(rows))

@@ -95,17 +95,23 @@ class EventReply:
         first = await anext(stream, b"")
         self._record.first_byte_s = elapsed_s(self._record)
         await self.event(first)
+        record = self._record
+        record.streamed += len(first)
         time = self._loop.time
         push = self._push
         if push is not None:
 
             def sink(events: bytes) -> bool:
                 self._last = time()
-                return push(events)
+                if not push(events):
+                    return False
+                record.streamed += len(events)
+                return True
 
             stream.pass_to(sink)
         async for events in stream:
             self._last = time()
+            record.streamed += len(events)
             await send({"type": "http.response.body", "body": events, "more_body": True})
         await self._body(b"", more=False)
 

@@ -6,6 +6,7 @@ Files are stepped over without being copied.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 
 from python_multipart.exceptions import FormParserError
@@ -52,6 +53,24 @@ def read(kind: bytes, body: bytes) -> tuple[dict[str, str], set[str]]:
     if not form.whole:
         raise _malformed()
     return form.fields, form.files
+
+
+def with_value(kind: bytes, body: bytes, name: str, value: str, instead: str) -> bytes:
+    """The form with another value of a text field that has `value` now. Raises `InvalidRequest` if it is not found.
+
+    The boundary is in no file, so what stands between two of them is a part.
+    """
+    boundary = parse_options_header(kind)[1].get(b"boundary", b"")
+    field = (
+        rb"(--%b[ \t]*\r\n(?:[^\r\n]+\r\n)*?content-disposition:[^\r\n]*;[ \t]*name=\"?%b\"?[ \t]*(?:;[^\r\n]*)?\r\n"
+        rb"(?:[^\r\n]+\r\n)*\r\n)%b(?=\r\n--%b)"
+    )
+    parts = (boundary, name.encode(), value.encode(), boundary)
+    pattern = re.compile(field % tuple(re.escape(part) for part in parts), re.IGNORECASE)
+    found = pattern.search(body)
+    if found is None:
+        raise _malformed()
+    return b"%b%b%b" % (body[: found.end(1)], instead.encode(), body[found.end() :])
 
 
 class _Form:

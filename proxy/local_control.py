@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -15,16 +16,23 @@ from structlog.typing import FilteringBoundLogger
 from backends.base import Launcher as EngineSource
 from backends.errors import InvalidRequest, NotAuthenticated
 from backends.fixed import FixedEndpoint, FixedEndpoints
+from backends.model_places import ModelPlaces
+from backends.model_queue import OnWait
+from backends.replica_set import Rules
 from slurm_launcher.loop import Launcher, Pace
 from slurm_launcher.reports import BadReport, parse_report
 from slurm_launcher.spec import Secrets
 from slurm_launcher.store import ReplicaStore
 
 from .config import Config, Model
-from .engine_limits import EngineLimits
-from .launching import Builder, cluster_of, site_of
+from .engine_limits import Asked, EngineLimits
+from .launching import Builder, clusters_of, site_of
+from .limits.local import Limits
+from .operations import Operations
+from .principals import Allowance
 from .reload import Changes
 from .state import StateDir
+from .usage_report import spent
 
 
 class LocalControl:
@@ -33,6 +41,7 @@ class LocalControl:
     in_flight   how many requests are on a replica now
     reload      reads the configuration again, and has this and whoever answers go by it
     sources     where each model's engines come from: the launcher, or fixed addresses
+    places      where the requests of each of these models run
     """
 
     def __init__(
@@ -45,15 +54,17 @@ class LocalControl:
         log: FilteringBoundLogger,
         in_flight: Callable[[str], int],
         reload: Callable[[], Awaitable[Changes]],
+        on_wait: OnWait | None = None,
     ) -> None:
         self.config = config
+        self._on_wait = on_wait
         self._reload = reload
         self._site = site_of(config, state, gateway_url)
         secrets = Secrets(state.secret())
         self._build = Builder(config, self._site, secrets)
         self._build.check(config.specs)
         self.launcher = Launcher(
-            cluster_of(config, state),
+            clusters_of(config, state),
             config.specs,
             site=self._site,
             secrets=secrets,
@@ -63,9 +74,18 @@ class LocalControl:
             log=log,
             pace=Pace(config.launcher.poll_busy_s, config.launcher.poll_calm_s, min(2.0, config.launcher.poll_busy_s)),
         )
+        self.limits = Limits(defaults_of(config), spent=partial(spent, database))
         self.sources: dict[str, EngineSource] = {}
+        self.places: dict[str, ModelPlaces] = {}
         self._connect(config.models)
         self._engine_limits = self._limits_to_learn()
+        self.operate = Operations(
+            self.launcher,
+            lambda: self.sources,
+            state_of=self.state_of,
+            in_flight=in_flight,
+            waiting=lambda model: self.places[model].waiting(),
+        )
         self._learning: asyncio.Task[None] | None = None
 
     def _connect(self, models: Mapping[str, Model]) -> None:
@@ -77,10 +97,21 @@ class LocalControl:
             elif model.source is not None:
                 sources[name] = self.launcher
         self.sources = sources
+        for name in self.places.keys() - sources.keys():
+            self.places.pop(name).close()
+        for name, source in sources.items():
+            rules = rules_of(models[name])
+            if name in self.places:
+                self.places[name].configure(rules, source, models[name].engine)
+            else:
+                self.places[name] = ModelPlaces(
+                    name, source, engine=models[name].engine, rules=rules, on_wait=self._on_wait
+                )
 
     def _limits_to_learn(self) -> EngineLimits:
-        untold = [name for name, m in self.config.models.items() if m.engine == "tgi" and m.context_length is None]
-        return EngineLimits({name: self.sources[name] for name in untold})
+        models = self.config.models
+        asked = {name: Asked(models[name].engine, source) for name, source in self.sources.items()}
+        return EngineLimits(asked, lambda name, replica_id, takes: self.places[name].set_limit(replica_id, takes))
 
     # -- life ---------------------------------------------------------------------------------------------------------
 
@@ -95,6 +126,8 @@ class LocalControl:
         if self._learning is not None:
             self._learning.cancel()
             await asyncio.gather(self._learning, return_exceptions=True)
+        for places in self.places.values():
+            places.close()
         await self.launcher.stop()
         return await self.launcher.stop_replicas() if stop_replicas else []
 
@@ -109,6 +142,7 @@ class LocalControl:
         """Go by another configuration, which has been checked. Replicas that no longer fit are replaced one by one."""
         self.config = config
         self.launcher.configure(config.specs)
+        self.limits.configure(defaults_of(config))
         self._connect(config.models)
         if self._learning is not None:
             self._learning.cancel()
@@ -149,6 +183,22 @@ class LocalControl:
             raise InvalidRequest(str(error), code="bad_report") from None
         command, in_flight = self.launcher.report(report)
         return {"command": command, "in_flight": in_flight}
+
+
+def defaults_of(config: Config) -> Allowance:
+    """The limits of keys that say nothing, nor their projects."""
+    return Allowance(**config.limits.model_dump())
+
+
+def rules_of(model: Model) -> Rules:
+    """What the configuration says of a model's places."""
+    return Rules(
+        max_in_flight=model.max_in_flight,
+        affinity=model.affinity,
+        queue_size=model.queue.size,
+        queue_wait_s=model.queue.wait_s,
+        replica_wait_s=model.timeouts.replica_wait_s,
+    )
 
 
 def fixed(model: Model) -> FixedEndpoints:

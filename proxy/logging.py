@@ -15,6 +15,8 @@ import orjson
 import structlog
 from structlog.typing import EventDict, FilteringBoundLogger
 
+from .tracebacks import frames_of, without_exceptions
+
 FLUSH_BYTES = 64 * 1024
 
 
@@ -67,7 +69,9 @@ class _Bridge(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         say = self._log.error if record.levelno >= logging.ERROR else self._log.warning
-        say(record.getMessage(), logger=record.name, **({"exc_info": record.exc_info} if record.exc_info else {}))
+        problem = record.exc_info[1] if record.exc_info else None
+        more = {} if problem is None else {"exception": frames_of(problem)}
+        say(without_exceptions(record.getMessage()), logger=record.name, **more)
 
 
 class RequestsLog:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable
+from typing import TYPE_CHECKING
 
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -19,6 +20,10 @@ from .metrics import Metrics
 from .protocol import REFUSED
 from .record import Record, attach
 from .replies import send_error
+from .tracebacks import frames_of
+
+if TYPE_CHECKING:
+    from .spans import Tracing
 
 VERSION = (b"openai-version", b"2020-10-01")
 CLIENT_CLOSED = 499
@@ -33,8 +38,16 @@ async def answer_refused(scope: Scope, _receive: Receive, _send: Send) -> None:
 class Edge:
     """Everything that comes in passes here once, and everything that goes wrong ends here."""
 
-    def __init__(self, app: ASGIApp, log: FilteringBoundLogger, requests: RequestsLog, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        log: FilteringBoundLogger,
+        requests: RequestsLog,
+        metrics: Metrics,
+        tracing: Tracing | None = None,
+    ) -> None:
         self._app = app
+        self._tracing = tracing
         self._log = log
         self._requests = requests
         self._metrics = metrics
@@ -43,6 +56,8 @@ class Edge:
         app = self._app if scope["type"] == "http" else answer_refused
         record = Record(scope["method"], scope["path"])
         attach(scope, record)
+        if self._tracing is not None:
+            self._tracing.begin(record, scope["headers"])
         started = False
 
         def send_with_id(message: Message) -> Awaitable[None]:
@@ -54,6 +69,7 @@ class Edge:
                 elapsed_ms = b"%d" % ((time.perf_counter() - record.started) * 1000)
                 message["headers"] = [
                     *message["headers"],
+                    *record.headers,
                     (b"x-request-id", record.id.encode()),
                     (b"openai-processing-ms", elapsed_ms),
                     VERSION,
@@ -97,12 +113,15 @@ class Edge:
             case HTTPException():
                 return InvalidRequest(str(problem.detail))
             case _:
-                self._log.exception("unexpected_error", id=record.id, endpoint=record.endpoint, exc_info=problem)
+                where = frames_of(problem)  # without its message, which may quote the prompt
+                self._log.error("unexpected_error", id=record.id, endpoint=record.endpoint, exception=where)
                 return GatewayError("The gateway made a mistake; its log has the details.", code="internal_error")
 
     def _finish(self, record: Record) -> None:
         elapsed = time.perf_counter() - record.started
         self._metrics.observe(record, elapsed)
+        if self._tracing is not None:
+            self._tracing.finish(record, elapsed)
         if record.quiet and not record.error:
             return
         fields: dict[str, object] = {
@@ -121,8 +140,12 @@ class Edge:
         }
         if record.first_byte_s is not None:
             fields["first_byte_ms"] = round(record.first_byte_s * 1000, 2)
+        if record.estimated:
+            fields["estimated"] = True
         if record.error:
             fields["error"] = record.error
         if record.detail:
             fields["detail"] = record.detail
+        if record.trail is not None:
+            fields |= record.unusual()
         self._requests.write(fields)

@@ -17,12 +17,12 @@ from typing import Any
 
 from starlette.routing import Route
 
+from . import openapi_admin
 from .routes import audio, chat, completions, embeddings, rerank, responses, tokenize
 from .routes.health import Health, Ready, ShowMetrics
 from .routes.internal import Reports
 from .routes.messages import CountTokens, CreateMessage
 from .routes.models import ListModels, ShowModel
-from .routes.reload import Reload
 from .shapes import Shape
 from .translate import messages as anthropic
 from .translate import responses as responding
@@ -207,11 +207,13 @@ SCHEMAS: dict[str, Json] = {
         }
     ),
     "ReplicaOrder": obj({"command": {"type": "string", "enum": ["run", "drain", "stop"]}, "in_flight": INTEGER}),
+    **openapi_admin.SCHEMAS,
 }
 
 ERRORS = {
     400: "Something in the request is wrong; `param` names it.",
     401: "No key, or a wrong one.",
+    403: "The key is none of an administrator's.",
     404: "No such model, or nothing under this id.",
     408: "The request did not arrive in time.",
     413: "The body is larger than this gateway takes.",
@@ -368,9 +370,9 @@ OPERATIONS = (
               key=False),
     Operation("get", "/openapi.json", "Service", "This description", {JSON: None}, errors=(), key=False),
     Operation("get", "/docs", "Service", "This description as a page", {"text/html": None}, errors=(), key=False),
-    Operation("post", Reload.path, "Administration", "Read the configuration again", {JSON: None}, errors=(400, 401)),
     Operation("post", Reports.path, "Service", "Where replicas report, with tokens of their own",
               {JSON: "ReplicaOrder"}, OBJECT, errors=(400, 401, 408, 413, 415), key=False),
+    *(Operation(**operation) for operation in openapi_admin.OPERATIONS),
 )  # fmt: skip
 
 

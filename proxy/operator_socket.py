@@ -63,18 +63,31 @@ class _Connection(http.client.HTTPConnection):
 
 def ask(path: Path, method: str, target: str, body: Any = None) -> Any:
     """The JSON answer of the gateway at a socket. Raises `NotRunning`, `OperatorError`."""
+    data = b"" if body is None else orjson.dumps(body)
+    status, answer = _exchange(path, method, target, data)
+    try:
+        parsed = orjson.loads(answer)
+    except ValueError as error:
+        raise OperatorError(f"the gateway on {path.parent} gave no answer: {error}") from None
+    if status >= 300:
+        raise OperatorError(str(parsed["error"]["message"]))
+    return parsed
+
+
+def text(path: Path, target: str) -> str:
+    """What the gateway at a socket answers to a GET. Raises `NotRunning`, `OperatorError`."""
+    return _exchange(path, "GET", target, b"")[1].decode()
+
+
+def _exchange(path: Path, method: str, target: str, data: bytes) -> tuple[int, bytes]:
     connection = _Connection(path)
     try:
-        data = b"" if body is None else orjson.dumps(body)
         connection.request(method, target, data, {"content-type": "application/json"})
         response = connection.getresponse()
-        answer = orjson.loads(response.read())
+        return response.status, response.read()
     except (FileNotFoundError, ConnectionRefusedError):
         raise NotRunning(f"no gateway runs on {path.parent}") from None
-    except (OSError, http.client.HTTPException, ValueError) as error:
+    except (OSError, http.client.HTTPException) as error:
         raise OperatorError(f"the gateway on {path.parent} gave no answer: {error}") from None
     finally:
         connection.close()
-    if response.status >= 300:
-        raise OperatorError(str(answer["error"]["message"]))
-    return answer

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from backends.places import Priority
 
@@ -39,6 +39,7 @@ class Principal:
     admin       may use `/admin`
     expires_at  seconds since the epoch, None for never
     account     the Slurm account of the project, for jobs that are started for it alone; "" for none
+    limited     whether anything must be counted for it before it may go on: worked out once, it is looked at each time
     """
 
     key_id: str = ""
@@ -50,11 +51,10 @@ class Principal:
     key_limits: Allowance = _UNLIMITED
     project_limits: Allowance = _UNLIMITED
     account: str = ""
+    limited: bool = field(init=False, repr=False, compare=False)
 
-    @property
-    def limited(self) -> bool:
-        """Whether anything must be counted for it before it may go on."""
-        return not (self.key_limits.unlimited and self.project_limits.unlimited)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "limited", not (self.key_limits.unlimited and self.project_limits.unlimited))
 
 
 ANYBODY = Principal()

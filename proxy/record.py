@@ -9,7 +9,11 @@ from typing import Final
 
 from starlette.types import Scope
 
+from backends.base import Headers
 from backends.errors import GatewayError, TransportError, Unavailable
+
+from .principals import ANYBODY
+from .trail import Trail, limit_of, refusal_of
 
 _KEY: Final = "slurmgate.record"
 _process = secrets.token_hex(6)
@@ -24,12 +28,19 @@ class Record:
     detail           more on an error, for the log
     error            the OpenAI code of what went wrong, "client_disconnected", or "" for nothing
     first_byte_s     from the request's start to the first byte of its answer's body
+    principal        whose request it is; `key_id` is its key's
+    headers          more headers for the answer, whatever it will be
+    read_timeout_s   how long the client waits for a byte, as it says itself; None if it does not
+    streamed         bytes of the stream's events that were passed on
+    estimated        the tokens were not counted by an engine: the client left early, or the engine does not tell
     quiet            not worth a log line when all is well (health checks, heartbeats)
+    trail            what only some requests have, None until there is some of it; `note` makes it
     """
 
     __slots__ = (
-        "completion_tokens", "detail", "endpoint", "error", "first_byte_s", "id", "key_id", "method", "model", "path",
-        "prompt_tokens", "quiet", "served_by", "started", "status", "stream",
+        "completion_tokens", "detail", "endpoint", "error", "estimated", "first_byte_s", "headers", "id", "key_id",
+        "method", "model", "path", "principal", "prompt_tokens", "quiet", "read_timeout_s", "served_by", "started",
+        "status", "stream", "streamed", "trail",
     )  # fmt: skip
 
     def __init__(self, method: str, path: str) -> None:
@@ -50,12 +61,48 @@ class Record:
         self.prompt_tokens = 0
         self.completion_tokens = 0
         self.quiet = False
+        self.principal = ANYBODY
+        self.headers: Headers = ()
+        self.read_timeout_s: float | None = None
+        self.streamed = 0
+        self.estimated = False
+        self.trail: Trail | None = None
+
+    def note(self) -> Trail:
+        """Where to write what only some requests have."""
+        if self.trail is None:
+            self.trail = Trail()
+        return self.trail
+
+    def unusual(self) -> dict[str, object]:
+        """What only some requests have, as fields of the log line."""
+        return self.trail.fields(served=bool(self.served_by)) if self.trail is not None else {}
 
     def fail(self, error: GatewayError) -> None:
         """Note what went wrong. Messages stay out: an engine's may quote the prompt."""
         self.error = error.code or error.type
-        if isinstance(error, TransportError | Unavailable):
-            self.detail = error.detail if isinstance(error, TransportError) else error.message
+        if reason := refusal_of(error):
+            trail = self.note()
+            trail.refusal, trail.limit = reason, limit_of(error)
+        if isinstance(error, TransportError):
+            self.detail = error.detail
+        elif isinstance(error, Unavailable) and not error.quotes:
+            self.detail = error.message
+
+    # -- what backends tell (`Notes` of backends/base.py) -------------------------------------------------------------
+
+    def attempt_failed(self, replica_id: str, reason: str) -> None:
+        """An attempt at a replica has just failed."""
+        self.note().failed_at(time.perf_counter() - self.started, replica_id, reason)
+
+    def waited(self, seconds: float) -> None:
+        """A wait in a queue has just ended, one way or the other."""
+        self.note().waited_until(time.perf_counter() - self.started, seconds)
+
+    def fell_back(self, asked: str, reason: str) -> None:
+        """Another model answers than the one that was asked."""
+        trail = self.note()
+        trail.asked, trail.fallback = asked, reason
 
 
 def elapsed_s(record: Record) -> float:

@@ -14,10 +14,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from structlog.typing import FilteringBoundLogger
 
 from backends.base import Backend
-from backends.base import Launcher as EngineSource
 from backends.compose import Options, backend_for
 from backends.dialects import DIALECTS, PLAIN
 from backends.fallback import with_fallbacks
+from backends.places import Places
 from backends.transport import Timeouts
 
 from .accounting import Accounting
@@ -25,6 +25,7 @@ from .anthropic_errors import AnthropicErrors
 from .auth import Authentication, KeyRing
 from .bodies import BodyReader
 from .config import Config, Model
+from .content import KeepContent
 from .control import Control
 from .dispatch import Dispatcher
 from .keys import KeyStore
@@ -34,20 +35,22 @@ from .middleware import Edge
 from .providers import foreign_backends, links_of
 from .registry import Entry, Registry
 from .routes import audio, chat, completions, embeddings, rerank, tokenize
+from .routes.admin import admin_routes
 from .routes.description import describing
 from .routes.health import Health, Ready, ShowMetrics
 from .routes.inference import Check, Inference
 from .routes.internal import Reports
 from .routes.messages import CountTokens, CreateMessage
 from .routes.models import ListModels, ShowModel
-from .routes.reload import Reload
+from .routes.operations import operation_routes
 from .routes.responses import CancelResponse, CreateResponse, InputItems, StoredResponse
 from .stored_responses import StoredResponses
+from .tracing import tracing_of
 from .writer import forget_writer, writer_for
 
 FLUSH_S = 0.25
-HOUSEKEEPING_S = 1.0
-SWEEP_S = 3600.0
+KEYS_EVERY_S = 0.5
+SWEEP_EVERY_S = 3600.0
 
 
 class Shortcut:
@@ -67,7 +70,7 @@ class Shortcut:
 class Serving:
     """Answers requests.
 
-    engines         gives the source of a model's engines, for a model that has some
+    places          gives the places of a model that engines answer for
     loopback_only   nothing but this machine can reach it
     """
 
@@ -77,7 +80,7 @@ class Serving:
         control: Control,
         database: Engine,
         *,
-        engines: Callable[[str], EngineSource],
+        places: Callable[[str], Places],
         metrics: Metrics,
         loopback_only: bool,
         log: FilteringBoundLogger,
@@ -85,24 +88,26 @@ class Serving:
     ) -> None:
         self._config = config
         self._control = control
-        self._engines = engines
+        self._database = database
+        self._places = places
         self._log = log
         self._lines = lines
         self._metrics = metrics
+        self._tracing = tracing_of(config.observability)
         self._accounting = Accounting(database)
         self._keys = KeyRing(KeyStore(database), loopback_only=loopback_only)
         self.backends: dict[str, Backend] = self._made(config, {})
         self._registry = Registry(self._entries(config))
         self._responses = StoredResponses(database)
         bodies = BodyReader(config.server.max_body_mb * 1024 * 1024)
-        self._app = self._stack(Dispatcher(self._registry, self._accounting), bodies)
+        self._app = self._stack(Dispatcher(self._registry, self._accounting, control.limits), bodies)
         self._tasks: list[asyncio.Task[None]] = []
 
     def _made(self, config: Config, kept: dict[str, Backend]) -> dict[str, Backend]:
         """The backend of each model, those that are `kept` as they are. Raises `ConfigError`."""
         foreign = foreign_backends({name: model for name, model in config.models.items() if name not in kept})
         return {
-            name: kept.get(name) or foreign.get(name) or of_engines(name, model, self._engines(name))
+            name: kept.get(name) or foreign.get(name) or of_engines(name, model, self._places(name))
             for name, model in config.models.items()
         }
 
@@ -110,8 +115,9 @@ class Serving:
         now = int(time.time())
         served = with_fallbacks(self.backends, links_of(config.models))
         control = self._control
-        for name in config.models:
-            yield Entry(name, served[name], now, partial(control.context_length, name), partial(control.state_of, name))
+        for name, model in config.models.items():
+            length, state = partial(control.context_length, name), partial(control.state_of, name)
+            yield Entry(name, served[name], now, length, state, model.aliases)
 
     def _stack(self, dispatcher: Dispatcher, bodies: BodyReader) -> ASGIApp:
         """Routes in the order in which they are tried, and what stands around them, innermost first."""
@@ -144,15 +150,18 @@ class Serving:
             Route(ListModels.path, ListModels(registry), methods=["GET"]),
             Route(ShowModel.path, ShowModel(registry), methods=["GET"]),
             Route(Health.path, Health(), methods=["GET"]),
-            Route(Ready.path, Ready(self._control.endpoints), methods=["GET"]),
+            Route(Ready.path, Ready(self._control.endpoints, self._config.observability.privacy), methods=["GET"]),
             Route(ShowMetrics.path, ShowMetrics(self._metrics), methods=["GET"]),
             Route(Reports.path, Reports(self._control, bodies), methods=["POST"]),
-            Route(Reload.path, Reload(self._control), methods=["POST"]),
+            *operation_routes(self._control, bodies),
+            *admin_routes(self._database, bodies, self._log),
         ]
         routes += describing(routes)
         app: ASGIApp = Shortcut(Router(routes, redirect_slashes=False), routes)
         app = Authentication(app, self._keys)
-        return AnthropicErrors(Edge(app, self._log, RequestsLog(self._lines), self._metrics))
+        if not self._config.observability.privacy:
+            app = KeepContent(app)
+        return AnthropicErrors(Edge(app, self._log, RequestsLog(self._lines), self._metrics, self._tracing))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         scope["app"] = self  # Starlette's router then raises its 404 and 405, which Edge translates
@@ -168,10 +177,15 @@ class Serving:
         return not self._keys.open
 
     async def start(self) -> None:
+        if not self._config.observability.privacy:
+            self._log.warning("privacy_off", message="Prompts and answers are written to the log and to traces.")
         self._keys.refresh()
         self._tasks = [
             asyncio.create_task(self._flush(), name="log writer"),
-            asyncio.create_task(self._keep_house(), name="housekeeping"),
+            asyncio.create_task(self._watch_keys(), name="keys"),
+            asyncio.create_task(self._accounting.keep_writing(self._log), name="usage writer"),
+            asyncio.create_task(self._sweep(), name="sweeper"),
+            asyncio.create_task(self._metrics.watch(), name="metrics"),
         ]
 
     async def stop(self) -> None:
@@ -181,7 +195,9 @@ class Serving:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for backend in self.backends.values():
             await backend.aclose()
-        await self._write_usage()
+        await self._accounting.flush()
+        if self._tracing is not None:
+            await asyncio.to_thread(self._tracing.close)
         self._lines.flush()
 
     def check(self, config: Config) -> None:
@@ -205,33 +221,30 @@ class Serving:
             await asyncio.sleep(FLUSH_S)
             self._lines.flush()
 
-    async def _keep_house(self) -> None:
-        sweep_at = 0.0
+    async def _watch_keys(self) -> None:
+        """A key that was made, changed or revoked anywhere counts here within a second."""
         while True:
-            await asyncio.sleep(HOUSEKEEPING_S)
+            await asyncio.sleep(KEYS_EVERY_S)
             try:
                 await asyncio.to_thread(self._keys.refresh)
-                await self._write_usage()
-                if time.monotonic() >= sweep_at:
-                    sweep_at = time.monotonic() + SWEEP_S
-                    await asyncio.to_thread(self._responses.sweep)
-            except Exception:  # the database may be locked or full for a while; usage is kept for the next time
-                self._log.exception("housekeeping_failed")
+            except Exception:  # the database may be away for a while
+                self._log.exception("keys_not_read")
 
-    async def _write_usage(self) -> None:
-        rows = self._accounting.take()
-        try:
-            await asyncio.shield(asyncio.to_thread(self._accounting.write, rows))
-        except Exception:
-            self._accounting.put_back(rows)
-            raise
+    async def _sweep(self) -> None:
+        """Forget what is older than it may get."""
+        while True:
+            try:
+                await asyncio.to_thread(self._responses.sweep)
+            except Exception:  # as above
+                self._log.exception("sweep_failed")
+            await asyncio.sleep(SWEEP_EVERY_S)
 
 
-def of_engines(name: str, model: Model, source: EngineSource) -> Backend:
+def of_engines(name: str, model: Model, places: Places) -> Backend:
     """The backend of a model that engines answer for."""
     return backend_for(
         name,
-        source,
+        places,
         model.engine,
         options=Options(
             drop_unsupported=model.drop_unsupported,
@@ -240,6 +253,7 @@ def of_engines(name: str, model: Model, source: EngineSource) -> Backend:
             max_inputs=model.max_inputs,
             native=frozenset(model.native),
         ),
-        wait_s=model.timeouts.replica_wait_s,
-        timeouts=Timeouts(model.timeouts.connect_s, model.timeouts.first_byte_s, model.timeouts.idle_s),
+        timeouts=Timeouts(
+            model.timeouts.connect_s, model.timeouts.first_byte_s, model.timeouts.idle_s, model.timeouts.total_s
+        ),
     )

@@ -24,7 +24,6 @@ from typing import Any, TypeVar
 
 import orjson
 from sqlalchemy import Connection, Engine, delete, func, insert, literal, select, update
-from sqlalchemy.dialects.sqlite import insert as upsert
 from sqlalchemy.exc import SQLAlchemyError
 
 from backends.errors import GatewayError, InvalidRequest, NotFound
@@ -42,6 +41,9 @@ CHAIN_BYTES = 64 * 1024 * 1024
 
 REFERENCE_LIMIT = 1000
 """Items that one request can refer to."""
+
+ID_LENGTH = 200
+"""Characters in an item's id; longer ones cannot be referred to."""
 
 Json = dict[str, Any]
 T = TypeVar("T")
@@ -77,7 +79,7 @@ class StoredResponses:
     async def put(self, owner: str, response: Json, items: Sequence[Json], chain: Sequence[str] = ()) -> None:
         """Store a response with the items of its own request. `chain` lives on with it. Raises `StorageFailed`."""
         try:
-            await self._in_thread(lambda connection: self._put(connection, owner, response, items, chain))
+            await self._in_thread(lambda connection: self._put(connection, owner, response, items, chain), writes=True)
         except StorageFailed as error:
             error.headers = MappingProxyType({b"x-should-retry": b"false"})
             raise
@@ -90,7 +92,7 @@ class StoredResponses:
 
     async def delete(self, owner: str, response_id: str) -> None:
         """Raises `NotFound`."""
-        await self._in_thread(lambda connection: self._delete(connection, owner, response_id))
+        await self._in_thread(lambda connection: self._delete(connection, owner, response_id), writes=True)
 
     async def conversation(self, owner: str, response_id: str) -> Conversation:
         """Up to and with a response. Raises `InvalidRequest` as OpenAI does when it, or one before it, is not there."""
@@ -102,22 +104,22 @@ class StoredResponses:
 
     async def find_items(self, owner: str, item_ids: Iterable[str]) -> dict[str, Json]:
         """Stored items by their ids, as far as they are there."""
-        wanted = set(item_ids)
+        wanted = {item_id for item_id in item_ids if _can_be_an_id(item_id)}
         if len(wanted) > REFERENCE_LIMIT:
             raise InvalidRequest(f"More than {REFERENCE_LIMIT} item references.", param="input")
         return await self._in_thread(lambda connection: self._find_items(connection, owner, wanted)) if wanted else {}
 
     def sweep(self) -> int:
         """Forget what is past its time; how many responses that was. To be called in a thread."""
-        with self._engine.begin() as connection:
+        with db.writing(self._engine) as connection:
             past = select(_responses.c.id).where(_responses.c.expires_at <= int(self._now()))
             connection.execute(delete(_items).where(_items.c.response_id.in_(past)))
             done = connection.execute(delete(_responses).where(_responses.c.expires_at <= int(self._now())))
             return int(done.rowcount)
 
-    async def _in_thread(self, work: Callable[[Connection], T]) -> T:
+    async def _in_thread(self, work: Callable[[Connection], T], *, writes: bool = False) -> T:
         def run() -> T:
-            with self._engine.begin() as connection:
+            with db.writing(self._engine) if writes else self._engine.connect() as connection:
                 return work(connection)
 
         try:
@@ -143,22 +145,21 @@ class StoredResponses:
         held = [
             {"key_id": owner, "item_id": item["id"], "response_id": response["id"]}
             for item in (*items, *response["output"])
-            if isinstance(item.get("id"), str)
+            if isinstance(item.get("id"), str) and _can_be_an_id(item["id"])
         ]
         if held:
-            statement = upsert(_items)
-            newest = {"response_id": statement.excluded.response_id}
-            key = [_items.c.key_id, _items.c.item_id]
-            connection.execute(statement.on_conflict_do_update(index_elements=key, set_=newest), held)
+            db.upsert(connection, _items, held, lambda new: {"response_id": new.response_id})
         if chain:
-            again = update(_responses).where(_responses.c.id.in_(chain), _responses.c.key_id == owner)
-            connection.execute(again.values(expires_at=expires_at))
+            mine = (_responses.c.id.in_(chain), _responses.c.key_id == owner)
+            # locked in one order: two requests that go on with one conversation wait, and do not lock each other out
+            connection.execute(select(_responses.c.id).where(*mine).order_by(_responses.c.id).with_for_update())
+            connection.execute(update(_responses).where(*mine).values(expires_at=expires_at))
 
     def _row(self, connection: Connection, owner: str, response_id: str) -> Any:
         mine = select(_responses).where(
             _responses.c.id == response_id, _responses.c.key_id == owner, _responses.c.expires_at > int(self._now())
         )
-        row = connection.execute(mine).first()
+        row = connection.execute(mine).first() if _can_be_an_id(response_id) else None
         if row is None:
             raise NotFound(f"Response with id '{response_id[:80]}' not found.")
         return row
@@ -199,7 +200,7 @@ class StoredResponses:
         )
         older = select(*columns, chain.c.age + 1).join(chain, _responses.c.id == chain.c.previous_id)
         chain = chain.union_all(older.where(*valid, chain.c.age < CHAIN_LIMIT))
-        links = connection.execute(select(chain).order_by(chain.c.age)).all()
+        links = connection.execute(select(chain).order_by(chain.c.age)).all() if _can_be_an_id(response_id) else []
         missing = links[-1].previous_id if links else response_id
         if len(links) > CHAIN_LIMIT or sum(link.size for link in links) > CHAIN_BYTES:
             raise InvalidRequest(
@@ -223,3 +224,8 @@ class StoredResponses:
             items += orjson.loads(row.input)
             items += orjson.loads(row.response)["output"]
         return Conversation(items, [link.id for link in links])
+
+
+def _can_be_an_id(text: str) -> bool:
+    """Whether it fits the tables: ids come from clients, and PostgreSQL refuses what is longer, or holds a NUL."""
+    return len(text) <= ID_LENGTH and "\0" not in text

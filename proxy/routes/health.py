@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 from starlette.types import Receive, Scope, Send
 
-from proxy.metrics import Metrics
+from proxy.metrics import Metrics, exposition
 from proxy.record import record_of
 from proxy.replies import send_bytes, send_json
 
@@ -23,20 +23,23 @@ class Health:
 class Ready:
     """200 as soon as one model can answer: one broken model must not take the others out of a load balancer.
 
-    `endpoints` gives the number of replicas that take requests, by model.
+    `endpoints` gives the number of replicas that take requests, by model; `privacy` as it was configured.
     """
 
     path = "/ready"
 
-    def __init__(self, endpoints: Callable[[], Mapping[str, int]]) -> None:
+    def __init__(self, endpoints: Callable[[], Mapping[str, int]], privacy: bool = True) -> None:
         self._endpoints = endpoints
+        self._privacy = privacy
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         record = record_of(scope)
         record.endpoint, record.quiet = self.path, True
         models = self._endpoints()
         ready = any(models.values()) or not models
-        body = {"status": "ready" if ready else "starting", "models": models}
+        body: dict[str, object] = {"status": "ready" if ready else "starting", "models": models}
+        if not self._privacy:
+            body["privacy"] = False  # who sends prompts may want to know
         await send_json(send, body, 200 if ready else 503)
 
 
@@ -49,4 +52,6 @@ class ShowMetrics:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         record = record_of(scope)
         record.endpoint, record.quiet = self.path, True
-        await send_bytes(send, 200, b"text/plain; version=0.0.4; charset=utf-8", self._metrics.render())
+        accept = dict(scope["headers"]).get(b"accept", b"").decode("latin-1")
+        text, content_type = exposition(self._metrics.state(), accept)
+        await send_bytes(send, 200, content_type.encode(), text)

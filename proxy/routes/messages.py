@@ -89,6 +89,7 @@ class CountTokens:
         raw = await self._bodies.read(receive)
         body = parse_object(raw)
         messages.check_count(body)
+        self._dispatcher.find(body["model"], record)
         async with while_connected(scope):
             if self._serves(body["model"], self.path):
                 await self._ask(native_call(record, self.path, body, raw), record, send)

@@ -1,4 +1,4 @@
-"""GET /v1/models and /v1/models/{id}. Ids may hold `/`."""
+"""GET /v1/models and /v1/models/{id}: the names that a key may ask by. Ids may hold `/`."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ class ListModels:
         self._registry = registry
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        record_of(scope).endpoint = self.path
-        await send_json(send, {"object": "list", "data": [entry.card() for entry in self._registry]})
+        record = record_of(scope)
+        record.endpoint = self.path
+        await send_json(send, {"object": "list", "data": list(self._registry.cards(record.principal))})
 
 
 class ShowModel:
@@ -27,5 +28,7 @@ class ShowModel:
         self._registry = registry
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        record_of(scope).endpoint = "/v1/models/{id}"
-        await send_json(send, self._registry.find(scope["path_params"]["id"]).card())
+        record = record_of(scope)
+        record.endpoint = "/v1/models/{id}"
+        name = scope["path_params"]["id"]
+        await send_json(send, self._registry.find(name, record.principal).card(name))

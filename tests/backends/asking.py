@@ -11,6 +11,7 @@ import orjson
 from backends.base import Backend, Call, EventStream, Reply
 from backends.compose import Options, backend_for
 from backends.fixed import FixedEndpoint, FixedEndpoints
+from backends.model_places import ModelPlaces
 from tests.fakes.chat_engine import Engine
 
 CHAT = "/v1/chat/completions"
@@ -31,15 +32,17 @@ def call(path: str = CHAT, **body: Any) -> Call:
 
 
 @asynccontextmanager
-async def backend_of(engine: Engine, name: str, **options: Any) -> AsyncIterator[Backend]:
-    """`name` is the engine's in the configuration, `options` are those of `Options`."""
-    launcher = FixedEndpoints([FixedEndpoint("one", engine.host, engine.port)])
-    backend = backend_for(NAME, launcher, name, options=Options(**options))
+async def backend_of(engine: Engine, name: str, *, limit: int | None = None, **options: Any) -> AsyncIterator[Backend]:
+    """`name` is the engine's in the configuration, `limit` what it gets at once, `options` are those of `Options`."""
+    launcher = FixedEndpoints([FixedEndpoint("one", engine.host, engine.port, limit=limit)])
+    places = ModelPlaces(NAME, launcher, engine=name)
+    backend = backend_for(NAME, places, name, options=Options(**options))
     try:
         yield backend
         assert backend.in_flight("one") == 0
     finally:
         await backend.aclose()
+        places.close()
 
 
 async def ask(backend: Backend, path: str = CHAT, **body: Any) -> Json:

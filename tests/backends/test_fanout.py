@@ -28,7 +28,7 @@ class FailsOnSeed(SpeaksTGI):
 
     async def answer(self, request: Request, write: Write) -> bool:
         if request.body["seed"] == self.seed:
-            await write(whole(429, b'{"error":"Model is overloaded","error_type":"overloaded"}'))
+            await write(whole(424, b'{"error":"CUDA died","error_type":"generation"}'))
             return True
         await self.release.wait()
         return await super().answer(request, write)
@@ -62,7 +62,7 @@ class FailsWhenAnotherStreams(BreaksOneStream):
     async def answer(self, request: Request, write: Write) -> bool:
         if request.body["seed"] == self.seed:
             await self.others.wait()
-            await write(whole(429, b'{"error":"Model is overloaded","error_type":"overloaded"}'))
+            await write(whole(424, b'{"error":"CUDA died","error_type":"generation"}'))
             return True
         await super().answer(request, write)
         await self.others.wait()
@@ -197,7 +197,7 @@ async def test_the_error_of_one_is_the_error_of_all_and_ends_the_others(streamed
     async with FailsOnSeed(2) as engine, backend_of(engine, "tgi") as backend:
         with pytest.raises(GatewayError) as caught:
             await backend.run(call(n=4, seed=1, stream=streamed))
-        assert (caught.value.status, caught.value.code) == (429, "rate_limit_exceeded")
+        assert (caught.value.status, caught.value.code) == (502, "engine_error")
         assert backend.in_flight("one") == 0
         engine.release.set()
 
@@ -234,6 +234,14 @@ async def test_one_stream_that_dies_is_an_error_of_all() -> None:
         answer.close()
         for number in (1, 2, 3):
             await asyncio.wait_for((await engine.request(number)).over.wait(), 10)
+
+
+async def test_more_streams_than_places_take_turns() -> None:
+    """All of them have begun before the client gets a byte, so the first must be read to their end meanwhile."""
+    async with SpeaksTGI() as engine, backend_of(engine, "tgi", limit=2) as backend:
+        chunks = await stream(backend, n=5, seed=1)
+        assert [text(chunks, index) for index in range(5)] == [f"Slurm is up #{seed}" for seed in range(1, 6)]
+        assert finishes(chunks) == ["stop"] * 5
 
 
 async def test_cancelling_the_request_cancels_every_part() -> None:

@@ -18,6 +18,7 @@ import pytest
 
 from backends.compose import Options, backend_for
 from backends.fixed import FixedEndpoint, FixedEndpoints
+from backends.model_places import ModelPlaces
 from proxy import embedded
 from tests.backends.asking import COMPLETIONS, EMBEDDINGS, NAME, TOKENIZE, ask, stream, text
 from tests.waiting import until_sync
@@ -62,7 +63,7 @@ def embedding() -> Iterator[FixedEndpoints]:
 
 
 async def test_more_choices_than_slots(chatting: FixedEndpoints) -> None:
-    backend = backend_for(NAME, chatting, "llamacpp")
+    backend = backend_for(NAME, ModelPlaces(NAME, chatting, engine="llamacpp"), "llamacpp")
     reply = await ask(backend, n=6, max_tokens=3, seed=1)
     assert [choice["index"] for choice in reply["choices"]] == list(range(6))
     assert reply["usage"]["completion_tokens"] == 18
@@ -73,7 +74,7 @@ async def test_more_choices_than_slots(chatting: FixedEndpoints) -> None:
 
 
 async def test_completions(chatting: FixedEndpoints) -> None:
-    backend = backend_for(NAME, chatting, "llamacpp")
+    backend = backend_for(NAME, ModelPlaces(NAME, chatting, engine="llamacpp"), "llamacpp")
     reply = await ask(backend, COMPLETIONS, prompt=["a", "b"], max_tokens=2, logprobs=1)
     assert [len(choice["logprobs"]["tokens"]) for choice in reply["choices"]] == [2, 2]
     assert reply["usage"]["completion_tokens"] == 4
@@ -86,7 +87,7 @@ async def test_completions(chatting: FixedEndpoints) -> None:
 
 
 async def test_tokens(chatting: FixedEndpoints) -> None:
-    backend = backend_for(NAME, chatting, "llamacpp")
+    backend = backend_for(NAME, ModelPlaces(NAME, chatting, engine="llamacpp"), "llamacpp")
     one = await ask(backend, TOKENIZE, prompt="hello", return_token_strs=True)
     assert "".join(one["token_strs"]) == "hello"
     chat = await ask(backend, TOKENIZE, messages=[{"role": "user", "content": "hello"}])
@@ -95,7 +96,9 @@ async def test_tokens(chatting: FixedEndpoints) -> None:
 
 
 async def test_embeddings(embedding: FixedEndpoints) -> None:
-    backend = backend_for(NAME, embedding, "llamacpp", options=Options(matryoshka=True))
+    backend = backend_for(
+        NAME, ModelPlaces(NAME, embedding, engine="llamacpp"), "llamacpp", options=Options(matryoshka=True)
+    )
     floats = await ask(backend, EMBEDDINGS, input=["hello world", ""])
     ids = await ask(backend, EMBEDDINGS, input=[[15339, 1917], [15339]], encoding_format="base64")
     packed = base64.b64decode(ids["data"][0]["embedding"])

@@ -17,6 +17,7 @@ from backends.compose import Composed, backend_for
 from backends.dialects import DIALECTS, PLAIN
 from backends.errors import Disconnected, EngineRefused, InvalidRequest, MalformedResponse
 from backends.fixed import FixedEndpoints
+from backends.model_places import ModelPlaces
 from backends.replicas import mended
 from backends.sse import DONE, EventFilter
 from proxy.routes import chat, completions, tokenize
@@ -140,10 +141,10 @@ def test_every_engine_that_can_be_launched_has_a_dialect() -> None:
 
 
 def test_a_dialect_without_repair_stands_in_nobodys_way() -> None:
-    backend = backend_for("m", FixedEndpoints([]), "vllm")
+    backend = backend_for("m", ModelPlaces("m", FixedEndpoints([])), "vllm")
     assert isinstance(backend, Composed)
     assert COMPLETIONS not in backend._ways
-    plain = backend_for("m", FixedEndpoints([]), PLAIN.name)
+    plain = backend_for("m", ModelPlaces("m", FixedEndpoints([])), PLAIN.name)
     assert isinstance(plain, Composed)
     assert plain._ways == {}
 

@@ -43,6 +43,8 @@ class Engine:
 
     def __init__(self) -> None:
         self.requests: list[Request] = []
+        self.questions: list[str] = []
+        """Paths that were asked without a body: after its health, its limits."""
         self.arrived = asyncio.Condition()
         self.connections = 0
 
@@ -82,7 +84,10 @@ class Engine:
                 raw = await reader.readexactly(int(headers.get("content-length", "0")))
                 request = Request(path, headers, json.loads(raw) if raw else {}, raw)
                 async with self.arrived:
-                    self.requests.append(request)
+                    if raw:
+                        self.requests.append(request)
+                    else:
+                        self.questions.append(path)
                     self.arrived.notify_all()
 
                 async def write(data: bytes) -> None:

@@ -17,6 +17,7 @@ from starlette.types import Receive, Scope, Send
 
 from backends.dialects.seam import EVERYWHERE, Dialect
 from backends.fixed import FixedEndpoint, FixedEndpoints
+from backends.model_places import ModelPlaces
 from backends.replicas import ReplicaBackend
 from proxy.accounting import Accounting
 from proxy.anthropic_errors import AnthropicErrors
@@ -79,7 +80,8 @@ async def serving(engine: Engine, directory: Path, *more_paths: str, max_body: i
     ring = KeyRing(keys, loopback_only=False)
     ring.refresh()
     endpoint = FixedEndpoint("e1", engine.host, engine.port)
-    backend = ReplicaBackend(MODEL, FixedEndpoints([endpoint]), dialect=Dialect("test", paths=paths), wait_s=1.0)
+    places = ModelPlaces(MODEL, FixedEndpoints([endpoint]))
+    backend = ReplicaBackend(MODEL, places, dialect=Dialect("test", paths=paths))
     registry = Registry([Entry(MODEL, backend, 1)])
     accounting = Accounting(database)
     dispatcher, bodies, stored = Dispatcher(registry, accounting), BodyReader(max_body), StoredResponses(database)

@@ -139,3 +139,16 @@ async def test_a_database_that_fails_is_an_error_of_ours(store: StoredResponses,
     with pytest.raises(StorageFailed) as caught:
         await store.put("k", response("a"), [])
     assert caught.value.headers == {b"x-should-retry": b"false"}
+
+
+@pytest.mark.parametrize("name", ["\0", "x" * 10_000], ids=["a NUL", "long"])
+async def test_ids_that_no_table_holds_are_not_found_and_stored_without(store: StoredResponses, name: str) -> None:
+    for attempt in (store.show("k", name), store.delete("k", name)):
+        with pytest.raises(NotFound):
+            await attempt
+    with pytest.raises(InvalidRequest):
+        await store.conversation("k", name)
+    assert await store.find_items("k", [name]) == {}
+    await store.put("k", response("a"), [{**item("x"), "id": name}])
+    assert await store.find_items("k", ["msg_a_out"]) != {}
+    assert (await store.input_items("k", "resp_a"))[0]["id"] == name

@@ -1,0 +1,246 @@
+"""Main's side of one worker: answers what it asks, and remembers what it holds.
+
+Whatever a worker took (seats, passes, places in line) hangs on its link, by the number of the question that took it:
+when the link closes, all of it is given back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from structlog.typing import FilteringBoundLogger
+
+from backends.base import Endpoint
+from backends.errors import GatewayError, Unavailable
+from backends.places import Outcome, Seat, Want
+from proxy.config import ConfigError
+from proxy.limits.seam import Admission, Pass
+from proxy.metrics import State
+from proxy.principals import Principal
+from proxy.reload import Changes
+
+from .link import Handler, Link
+from .messages import OUTCOMES, Json, endpoint_to, headers_to, principal_from, reloaded_to, want_from
+
+TOLD_AT_MOST = 256
+"""Replicas of one model that a worker remembers; they come and go for as long as it lives."""
+
+
+class WantedPlaces(Protocol):
+    """Of `backends.model_places.ModelPlaces` what is needed here."""
+
+    def take_want(self, want: Want) -> Seat | None: ...
+
+    async def wait_want(self, want: Want) -> Seat: ...
+
+
+class Reporting(Protocol):
+    """Of `proxy.control.Control` what is passed on to it as it is."""
+
+    @property
+    def limits(self) -> Admission: ...
+
+    async def report(self, replica_id: str, body: Json) -> Json: ...
+
+    async def reload(self) -> Changes: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Deciders:
+    """What decides, in the main process.
+
+    places    a model's, None for one that has none here
+    metrics   numbers of all processes together
+    """
+
+    control: Reporting
+    places: Callable[[str], WantedPlaces | None]
+    metrics: Callable[[], Awaitable[State]]
+
+
+class Principals:
+    """The same object for the same values, whichever worker names them: limits tell principals by identity."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, Principal] = {}
+
+    def same(self, principal: Principal) -> Principal:
+        known = self._known.get(principal.key_id)
+        if known == principal:
+            return known
+        self._known[principal.key_id] = principal
+        return principal
+
+
+class Desk:
+    """One worker's."""
+
+    def __init__(self, deciders: Deciders, principals: Principals, log: FilteringBoundLogger) -> None:
+        self._deciders = deciders
+        self._shared = principals
+        self._log = log
+        self._principals: dict[str, Principal] = {}
+        self._seats: dict[int, Seat] = {}
+        self._passes: dict[int, Pass] = {}
+        self._told: dict[str, dict[str, Endpoint]] = {}
+        self._waits: dict[int, asyncio.Task[None]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._link: Link
+
+    def handlers(self) -> dict[str, Handler]:
+        return {
+            "place": self._place,
+            "leave": self._leave,
+            "principal": self._principal,
+            "enter": self._enter,
+            "left": self._left,
+            "cancel": self._cancel,
+            "report": self._report,
+            "reload": self._reload,
+            "metrics": self._metrics,
+        }
+
+    def open(self, link: Link) -> None:
+        self._link = link
+
+    def gone(self) -> None:
+        """The link is closed: nobody waits, nobody will leave."""
+        for task in self._waits.values():  # first: what the seats below make free is not for them
+            task.cancel()
+        seats, self._seats = self._seats, {}
+        for seat in seats.values():
+            seat.leave(Outcome.ABANDONED)
+        passes, self._passes = self._passes, {}
+        for granted in passes.values():
+            granted.leave(None)
+
+    @property
+    def holds(self) -> tuple[int, int, int]:
+        """(seats, passes, requests that wait for one of them)"""
+        return len(self._seats), len(self._passes), len(self._waits)
+
+    # -- places -------------------------------------------------------------------------------------------------------
+
+    def _place(self, number: int, model: str, told: list[Any]) -> None:
+        places = self._deciders.places(model)
+        if places is None:  # a new configuration has not reached the worker yet
+            self._link.fail(number, Unavailable(f"{model} is no longer served here.", retry_after_s=5.0))
+            return
+        want = want_from(told)
+        seat = places.take_want(want)
+        if seat is not None:
+            self._seat(number, model, seat)
+        else:
+            self._cancellable(number, self._wait(number, model, places, want))
+
+    async def _wait(self, number: int, model: str, places: WantedPlaces, want: Want) -> None:
+        self._seat(number, model, await places.wait_want(want))
+
+    def _seat(self, number: int, model: str, seat: Seat) -> None:
+        self._seats[number] = seat
+        endpoint = seat.endpoint
+        told = self._told.get(model)
+        if told is None or told.get(endpoint.replica_id) is not endpoint:
+            self._tell(model, endpoint)
+        self._link.answer(number, endpoint.replica_id)
+
+    def _tell(self, model: str, endpoint: Endpoint) -> None:
+        """Where a replica is; from then on its id is enough."""
+        told = self._told.setdefault(model, {})
+        if len(told) >= TOLD_AT_MOST:
+            told.clear()
+            self._link.tell("forget", model)
+        told[endpoint.replica_id] = endpoint
+        self._link.tell("endpoint", model, endpoint_to(endpoint))
+
+    def _leave(self, number: int, outcome: str, tokens: int) -> None:
+        seat = self._seats.pop(number, None)
+        if seat is not None:
+            seat.leave(OUTCOMES[outcome], tokens)
+
+    # -- limits -------------------------------------------------------------------------------------------------------
+
+    def _principal(self, told: Json) -> None:
+        """Who `key_id` is, in what follows."""
+        principal = principal_from(told)
+        self._principals[principal.key_id] = self._shared.same(principal)
+
+    def _enter(self, number: int, key_id: str, model: str, tokens: int) -> None:
+        principal = self._principals[key_id]
+        try:
+            granted = self._deciders.control.limits.enter(principal, model, tokens)
+        except GatewayError as error:
+            self._link.fail(number, error)
+            return
+        if granted is not None:
+            self._grant(number, granted)
+        else:
+            self._cancellable(number, self._ask(number, principal, model, tokens))
+
+    async def _ask(self, number: int, principal: Principal, model: str, tokens: int) -> None:
+        self._grant(number, await self._deciders.control.limits.ask(principal, model, tokens))
+
+    def _grant(self, number: int, granted: Pass) -> None:
+        self._passes[number] = granted
+        self._link.answer(number, headers_to(granted.headers))
+
+    def _left(self, number: int, tokens: int | None) -> None:
+        granted = self._passes.pop(number, None)
+        if granted is not None:
+            granted.leave(tokens)
+
+    # -- the rest -----------------------------------------------------------------------------------------------------
+
+    def _cancel(self, number: int) -> None:
+        """Given up: perhaps in the very moment in which the answer went out."""
+        task = self._waits.get(number)
+        if task is not None:
+            task.cancel()
+        self._leave(number, Outcome.ABANDONED.value, 0)
+        self._left(number, 0)
+
+    def _report(self, number: int, replica_id: str, body: Json) -> None:
+        self._later(number, self._reported(number, replica_id, body))
+
+    async def _reported(self, number: int, replica_id: str, body: Json) -> None:
+        self._link.answer(number, await self._deciders.control.report(replica_id, body))
+
+    def _reload(self, number: int) -> None:
+        self._later(number, self._reloaded(number))
+
+    async def _reloaded(self, number: int) -> None:
+        done: Changes | ConfigError
+        try:
+            done = await self._deciders.control.reload()
+        except ConfigError as error:
+            done = error
+        self._link.answer(number, reloaded_to(done))
+
+    def _metrics(self, number: int) -> None:
+        self._later(number, self._measured(number))
+
+    async def _measured(self, number: int) -> None:
+        self._link.answer(number, await self._deciders.metrics())
+
+    def _later(self, number: int, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Do it whatever becomes of who asked: a reload that was begun is not left half done."""
+        task = asyncio.get_running_loop().create_task(self._guarded(number, work), name="a worker's question")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def _cancellable(self, number: int, work: Coroutine[Any, Any, None]) -> None:
+        self._waits[number] = task = self._later(number, work)
+        task.add_done_callback(lambda _: self._waits.pop(number))
+
+    async def _guarded(self, number: int, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            await work
+        except GatewayError as error:
+            self._link.fail(number, error)
+        except Exception:  # a fault of ours: the worker's client gets a 500, as it would in one process
+            self._log.exception("question_failed")
+            self._link.fail(number, GatewayError("The gateway failed.", code="internal_error"))

@@ -1,0 +1,148 @@
+"""The composition root of a gateway of several processes: what decides, here; what answers, in the workers.
+
+It has what `proxy.app.Gateway` has, except that it answers nothing itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable, Sequence
+
+from sqlalchemy import Engine
+from structlog.typing import FilteringBoundLogger
+
+from backends.model_places import ModelPlaces
+from proxy.config import Config
+from proxy.keys import KeyStore
+from proxy.local_control import LocalControl
+from proxy.logging import LineWriter
+from proxy.metrics import Metrics
+from proxy.providers import foreign_backends
+from proxy.reload import Changes, changes
+from proxy.state import StateDir
+
+from .desk import Deciders
+from .messages import ModelNow, Models, Start
+from .supervisor import COMMAND, Supervisor
+
+FLUSH_S = 0.25
+
+
+class WorkersGateway:
+    """A whole gateway but for opening its sockets.
+
+    gateway_url     where agents reach it
+    loopback_only   nothing but this machine can reach it
+    listeners       one socket for each worker, all on one port (sockets.py)
+    operators       the operators' socket
+    reread          gives the configuration as it is now, for `reload`; raises `ConfigError`
+    command         starts a worker
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        state: StateDir,
+        database: Engine,
+        *,
+        gateway_url: str,
+        loopback_only: bool,
+        listeners: Sequence[socket.socket],
+        operators: socket.socket | None,
+        log: FilteringBoundLogger,
+        lines: LineWriter,
+        reread: Callable[[], Config] | None = None,
+        command: Sequence[str] = COMMAND,
+    ) -> None:
+        foreign_backends(config.models)  # a broken plugin stops the start here, not each worker
+        self._state = state
+        self._loopback_only = loopback_only
+        self._keys = KeyStore(database)
+        self._log = log
+        self._lines = lines
+        self._reread = reread
+        self._reloading = asyncio.Lock()
+        self._flushing: asyncio.Task[None] | None = None
+        self.control = control = LocalControl(
+            config, state, database, gateway_url=gateway_url, log=log, in_flight=self._in_flight, reload=self.reload
+        )
+        metrics = Metrics(lambda: [(r.model, r.word) for r in control.launcher.replicas()])
+        self.workers = Supervisor(
+            listeners,
+            operators,
+            start=self._start,
+            deciders=lambda workers: Deciders(control, self._places, workers.metrics),
+            own_metrics=metrics.state,
+            models=self._models,
+            grace_s=config.server.shutdown_grace_s,
+            log=log,
+            command=command,
+        )
+
+    @property
+    def config(self) -> Config:
+        return self.control.config
+
+    @property
+    def needs_key(self) -> bool:
+        return not self._loopback_only or self._keys.ever()
+
+    # -- life ---------------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        self._flushing = asyncio.create_task(self._flush(), name="log writer")
+        await self.control.start()
+
+    async def serve(self) -> None:
+        """Until `end`, and until the last answer is whole. Raises `WorkersKeepDying`."""
+        await self.workers.serve()
+
+    def end(self) -> None:
+        """Accept nothing more, stop when the last answer is whole; told twice, do not wait for that."""
+        self.workers.end()
+
+    async def stop(self, *, stop_replicas: bool) -> list[str]:
+        """After `serve`. Returns the ids of jobs that would not end."""
+        left = await self.control.stop(stop_replicas=stop_replicas)
+        if self._flushing is not None:
+            self._flushing.cancel()
+            await asyncio.gather(self._flushing, return_exceptions=True)
+        self._lines.flush()
+        return left
+
+    async def reload(self) -> Changes:
+        """Go by the configuration as it is now, here and in all workers. Raises `ConfigError`, and then nothing has
+        changed."""
+        async with self._reloading:
+            new = await asyncio.to_thread(self._reread) if self._reread is not None else self.config
+            self.control.check(new)
+            foreign_backends(new.models)
+            done = changes(self.config, new)
+            self.control.configure(new)
+            await self.workers.configure(new)
+        self._log.info("configuration_reloaded", changes=done.sentence())
+        return done
+
+    async def _flush(self) -> None:
+        while True:
+            await asyncio.sleep(FLUSH_S)
+            self._lines.flush()
+
+    # -- what workers are told ----------------------------------------------------------------------------------------
+
+    def _start(self) -> Start:
+        return Start(self.config, self._state.path, self._loopback_only, self._models())
+
+    def _places(self, model: str) -> ModelPlaces | None:
+        return self.control.places.get(model)
+
+    def _models(self) -> Models:
+        control = self.control
+        return {
+            name: ModelNow(endpoints, control.state_of(name), control.context_length(name))
+            for name, endpoints in control.endpoints().items()
+        }
+
+    def _in_flight(self, replica_id: str) -> int:
+        return sum(places.in_flight(replica_id) for places in self.control.places.values())

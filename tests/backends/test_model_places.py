@@ -1,0 +1,569 @@
+"""Seats and queue of one model, in one event loop: who gets in, who waits, who is sent away, and what is left: nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from backends.base import Call, Endpoint
+from backends.breaker import State
+from backends.errors import QueueFull, Unavailable
+from backends.fixed import FixedEndpoint, FixedEndpoints
+from backends.model_places import ModelPlaces
+from backends.places import Outcome, Priority, Seat, Want
+from backends.replica_set import Rules
+from tests.waiting import until
+
+BATCH, INTERACTIVE = Priority.BATCH, Priority.INTERACTIVE
+SERVED, UNREACHABLE = Outcome.SERVED, Outcome.UNREACHABLE
+
+
+class Launches:
+    """A launcher whose list and prospects the test sets."""
+
+    def __init__(self, *endpoints: FixedEndpoint, hope: str | None = "m is starting: job 7 is pending.") -> None:
+        self._endpoints = endpoints
+        self.hope = hope
+        self.needed = 0
+        self._news = asyncio.Event()
+
+    def set(self, *endpoints: FixedEndpoint, hope: str | None = "m is starting.") -> None:
+        self._endpoints = endpoints
+        self.hope = hope
+        news, self._news = self._news, asyncio.Event()
+        news.set()
+
+    def endpoints(self, model: str) -> Sequence[Endpoint]:
+        return self._endpoints
+
+    def need(self, model: str) -> None:
+        self.needed += 1
+
+    async def changed(self, model: str) -> None:
+        await self._news.wait()
+
+    def outlook(self, model: str) -> tuple[str, float | None]:
+        return ("m cannot start: out of memory.", 30.0) if self.hope is None else (self.hope, None)
+
+
+class Health:
+    """Answers as it is told."""
+
+    def __init__(self, alive: bool = True) -> None:
+        self.alive = alive
+        self.asked: list[str] = []
+
+    async def __call__(self, endpoint: Endpoint) -> bool:
+        self.asked.append(endpoint.replica_id)
+        return self.alive
+
+
+def replicas(count: int, limit: int | None = 2) -> list[FixedEndpoint]:
+    return [FixedEndpoint(f"r{number}", "127.0.0.1", 9000 + number, limit=limit) for number in range(count)]
+
+
+def places_of(*endpoints: FixedEndpoint, health: Health | None = None, **rules: Any) -> ModelPlaces:
+    return ModelPlaces("m", FixedEndpoints(endpoints), rules=Rules(**rules), health=health or Health())
+
+
+def call(owner: str = "", **more: Any) -> Call:
+    body = {"messages": [{"role": "user", "content": more.pop("text", "hi")}]}
+    return Call("req_1", "/v1/chat/completions", "m", body, b"{}", key_id=owner, **more)
+
+
+def taken(places: ModelPlaces, asked: Call | None = None, avoid: frozenset[str] = frozenset()) -> Seat:
+    seat = places.take(asked or call(), avoid)
+    assert seat is not None
+    return seat
+
+
+async def standing(places: ModelPlaces, *wants: Want) -> list[asyncio.Task[Seat]]:
+    """In line, in this order."""
+    tasks = []
+    for want in wants:
+        before = places.waiting()
+        tasks.append(asyncio.create_task(places.wait_want(want), name="waiting"))
+        await until(lambda before=before: places.waiting() == before + 1)  # type: ignore[misc]
+    return tasks
+
+
+async def turns() -> None:
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+# -- seats -----------------------------------------------------------------------------------------------------------
+
+
+def test_no_replica_gets_more_than_its_limit() -> None:
+    places = places_of(*replicas(3, limit=2))
+    seats = [taken(places) for _ in range(6)]
+    assert places.take(call()) is None
+    assert Counter(seat.endpoint.replica_id for seat in seats) == {"r0": 2, "r1": 2, "r2": 2}
+    seats[3].leave(SERVED)
+    assert taken(places).endpoint is seats[3].endpoint
+
+
+def test_a_seat_that_is_left_twice_counts_once() -> None:
+    places = places_of(*replicas(1))
+    seat = taken(places)
+    seat.leave(SERVED)
+    seat.leave(SERVED)
+    assert places.in_flight("r0") == 0
+
+
+def test_a_heavier_replica_gets_more() -> None:
+    light, heavy = replicas(2, limit=100)
+    places = places_of(light, replace(heavy, weight=3.0))
+    assert Counter(taken(places).endpoint.replica_id for _ in range(40)) == {"r0": 10, "r1": 30}
+
+
+def test_a_long_prefix_stays_with_one_replica_and_short_prompts_are_spread() -> None:
+    places = places_of(*replicas(3, limit=100))
+    prompt = call(text="x" * 2000)
+    one_by_one = set()
+    for _ in range(20):
+        seat = taken(places, prompt)
+        one_by_one.add(seat.endpoint.replica_id)
+        seat.leave(SERVED)
+    assert len(one_by_one) == 1
+    assert len({taken(places).endpoint.replica_id for _ in range(3)}) == 3
+
+
+def test_a_popular_prefix_overflows_to_others() -> None:
+    places = places_of(*replicas(3, limit=100))
+    where = Counter(taken(places, call(text="x" * 2000)).endpoint.replica_id for _ in range(60))
+    assert len(where) == 3
+    assert max(where.values()) <= 25
+
+
+def test_without_affinity_nobody_looks_at_the_prompt() -> None:
+    places = places_of(*replicas(3, limit=100), affinity=False)
+    where = Counter(taken(places, call(text="x" * 2000)).endpoint.replica_id for _ in range(30))
+    assert set(where.values()) == {10}
+
+
+@pytest.mark.parametrize(("engine", "limit"), [("tgi", 120), ("llamacpp", 4), ("tei", 480), ("vllm", 320)])
+def test_limits_come_from_the_engine_s_family_then_from_the_engine_then_from_the_configuration(
+    engine: str, limit: int
+) -> None:
+    places = ModelPlaces("m", FixedEndpoints(replicas(1, limit=None)), engine=engine)
+    assert places.take(call())
+    assert places.limits() == {"r0": limit}
+    places.set_limit("r0", 16)
+    assert places.limits()["r0"] in (15, 16, 20)
+    places.configure(Rules(max_in_flight=3), FixedEndpoints(replicas(1, limit=None)), engine)
+    assert places.limits() == {"r0": 3}
+    places.configure(Rules(max_in_flight=3), FixedEndpoints(replicas(1, limit=7)), engine)
+    assert places.limits() == {"r0": 7}
+    assert places.in_flight("r0") == 1
+
+
+async def test_an_engine_without_room_gets_less_and_slowly_more_again() -> None:
+    places = places_of(*replicas(1, limit=8))
+    seats = [taken(places) for _ in range(8)]
+    seats.pop().leave(Outcome.OVERLOADED)
+    assert places.limits() == {"r0": 6}
+    assert places.take(call()) is None  # it rests, too
+    for seat in seats:
+        seat.leave(SERVED)
+    await until(lambda: places.take(call()))
+    assert places.snapshot().replicas[0].ceiling == 8
+
+
+def test_replicas_come_and_go_and_what_they_have_is_still_counted() -> None:
+    launcher = Launches(*replicas(2))
+    places = ModelPlaces("m", launcher)
+    seats = [taken(places) for _ in range(4)]
+    launcher.set(*replicas(1))
+    assert places.take(call()) is None
+    assert places.in_flight("r1") == 2
+    for seat in seats:
+        seat.leave(SERVED)
+    assert places.in_flight("r1") == 0
+    assert {load.replica_id for load in places.snapshot().replicas} == {"r0"}
+
+
+# -- replicas that fail ----------------------------------------------------------------------------------------------
+
+
+def test_one_that_refuses_is_passed_over_and_the_only_one_is_asked_all_the_same() -> None:
+    places = places_of(*replicas(2, limit=50))
+    taken(places, avoid=frozenset({"r0"})).leave(UNREACHABLE)
+    assert {taken(places).endpoint.replica_id for _ in range(20)} == {"r0"}
+    alone = places_of(*replicas(1))
+    taken(alone).leave(UNREACHABLE)
+    assert alone.take(call())
+
+
+def test_where_all_are_out_the_least_bad_is_asked() -> None:
+    places = places_of(*replicas(3))
+    for _ in range(3):
+        taken(places).leave(UNREACHABLE)
+    assert {load.breaker for load in places.snapshot().replicas} == {State.OPEN}
+    assert {taken(places).endpoint.replica_id for _ in range(3)} == {"r0", "r1", "r2"}
+
+
+async def test_after_its_cool_down_its_health_is_asked_and_no_request_has_to_try() -> None:
+    now = 0.0
+    health = Health(alive=False)
+    places = ModelPlaces("m", FixedEndpoints(replicas(2, 50)), health=health, clock=lambda: now)
+    bad = taken(places)
+    bad.leave(UNREACHABLE)
+    for later in (3.0, 7.0, 8.0, 20.0):
+        now = later
+        assert taken(places).endpoint is not bad.endpoint
+        await turns()
+    assert health.asked == [bad.endpoint.replica_id] * 2  # at 7, and again when the longer cool-down was over
+    health.alive = True
+    now = 100.0
+    taken(places)
+    await turns()
+    assert bad.endpoint in [taken(places).endpoint for _ in range(30)]
+
+
+# -- the queue -------------------------------------------------------------------------------------------------------
+
+
+async def test_who_finds_no_room_waits_its_turn_and_nobody_overtakes() -> None:
+    places = places_of(*replicas(1, limit=1))
+    seat = taken(places)
+    first, second = await standing(places, Want("a"), Want("a"))
+    seat.leave(SERVED)
+    assert places.take(call()) is None
+    (await first).leave(SERVED)
+    (await second).leave(SERVED)
+    assert (places.waiting(), places.in_flight("r0")) == (0, 0)
+
+
+async def test_interactive_before_batch_and_owners_in_turn() -> None:
+    places = places_of(*replicas(1, limit=1))
+    seat = taken(places)
+    wants = [Want("a", BATCH), Want("a"), Want("a"), Want("b"), Want("c", BATCH)]
+    names = ["a batch", "a1", "a2", "b", "c batch"]
+    tasks = dict(zip(names, await standing(places, *[replace(want, tokens=1024) for want in wants]), strict=True))
+    order: list[str] = []
+    while tasks:
+        seat.leave(SERVED)
+        await turns()
+        (name,) = [name for name, task in tasks.items() if task.done()]
+        order.append(name)
+        seat = tasks.pop(name).result()
+    seat.leave(SERVED)
+    assert order == ["a1", "b", "a2", "a batch", "c batch"]
+
+
+async def test_a_full_queue_refuses_at_once_and_says_how_long_it_would_take() -> None:
+    now = 0.0
+    places = ModelPlaces(
+        "m", FixedEndpoints(replicas(1, limit=1)), rules=Rules(queue_size=2), clock=lambda: time.monotonic() + now
+    )
+    seat = taken(places)
+    now = 4.0
+    seat.leave(SERVED)
+    seat = taken(places)
+    tasks = await standing(places, Want(), Want())
+    with pytest.raises(QueueFull) as caught:
+        await places.wait(call())
+    assert caught.value.status == 429
+    assert caught.value.retry_after_s in (12.0, 13.0)  # two before it and itself, 4 s each
+    assert "2 requests wait already" in caught.value.message
+    assert places.snapshot().full == 1
+    seat.leave(SERVED)
+    for task in tasks:
+        (await task).leave(SERVED)
+
+
+async def test_who_waits_too_long_is_told_so() -> None:
+    waits: list[tuple[str, Priority, float]] = []
+    places = ModelPlaces(
+        "m",
+        FixedEndpoints(replicas(1, limit=1)),
+        rules=Rules(queue_wait_s=0.05),
+        on_wait=lambda *wait: waits.append(wait),
+    )
+    seat = taken(places)
+    with pytest.raises(Unavailable) as caught:
+        await places.wait(call(priority=1))
+    assert (caught.value.status, caught.value.retry_after_s) == (503, 5.0)
+    assert [(model, priority) for model, priority, _ in waits] == [("m", BATCH)]
+    assert waits[0][2] >= 0.05
+    assert (places.waiting(), places.snapshot().late) == (0, 1)
+    seat.leave(SERVED)
+
+
+async def test_a_deadline_ends_the_wait_before_the_queue_s_own_limit() -> None:
+    places = places_of(*replicas(1, limit=1))
+    seat = taken(places)
+    with pytest.raises(Unavailable) as caught:
+        await places.wait(call(deadline=time.monotonic() + 0.15))
+    assert caught.value.code == "deadline_exceeded"
+    seat.leave(SERVED)
+
+
+async def test_who_goes_away_leaves_the_queue_and_costs_nobody_a_seat() -> None:
+    places = places_of(*replicas(1, limit=1))
+    seat = taken(places)
+    gone, next_one = await standing(places, Want("a"), Want("b"))
+    gone.cancel()
+    seat.leave(SERVED)  # in the very moment in which the first one goes
+    with pytest.raises(asyncio.CancelledError):
+        await gone
+    (await next_one).leave(SERVED)
+    assert (places.waiting(), places.in_flight("r0")) == (0, 0)
+
+
+async def test_who_goes_away_with_its_seat_just_given_gives_it_back() -> None:
+    places = places_of(*replicas(1, limit=1))
+    seat = taken(places)
+    (gone,) = await standing(places, Want())
+    seat.leave(SERVED)
+    gone.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await gone
+    assert places.in_flight("r0") == 0
+
+
+async def test_without_a_replica_requests_wait_for_one() -> None:
+    launcher = Launches()
+    places = ModelPlaces("m", launcher, rules=Rules(queue_wait_s=0.01))
+    tasks = await standing(places, Want(), Want(), Want())
+    assert launcher.needed == 3
+    await asyncio.sleep(0.05)  # longer than a request may wait where there are replicas
+    assert places.waiting() == 3
+    launcher.set(*replicas(1, limit=3))
+    for task in tasks:
+        (await task).leave(SERVED)
+
+
+async def test_a_cold_start_that_takes_too_long_says_why() -> None:
+    places = ModelPlaces("m", Launches(), rules=Rules(replica_wait_s=0.05))
+    with pytest.raises(Unavailable) as caught:
+        await places.wait(call())
+    assert caught.value.message == "m is starting: job 7 is pending."
+
+
+async def test_where_there_is_no_hope_nobody_waits() -> None:
+    launcher = Launches()
+    places = ModelPlaces("m", launcher)
+    tasks = await standing(places, Want(), Want())
+    launcher.set(hope=None)
+    for task in tasks:
+        with pytest.raises(Unavailable) as caught:
+            await task
+        assert (caught.value.message, caught.value.retry_after_s) == ("m cannot start: out of memory.", 30.0)
+    with pytest.raises(Unavailable):
+        await places.wait(call())
+
+
+async def test_when_the_last_replica_goes_those_in_line_wait_as_for_a_first_one() -> None:
+    launcher = Launches(*replicas(1, limit=1))
+    places = ModelPlaces("m", launcher, rules=Rules(queue_wait_s=0.2, replica_wait_s=30.0))
+    seat = taken(places)
+    (task,) = await standing(places, Want())
+    launcher.set()
+    seat.leave(Outcome.BROKE_OFF)
+    await asyncio.sleep(0.3)
+    launcher.set(*replicas(1))
+    (await task).leave(SERVED)
+
+
+async def test_a_request_that_failed_somewhere_waits_for_another_and_a_full_queue_does_not_stop_it() -> None:
+    places = places_of(*replicas(2, limit=1), queue_size=1)
+    one, other = taken(places), taken(places)
+    failed = one.endpoint.replica_id
+    (before,) = await standing(places, Want("x", avoid=frozenset({failed})))
+    (task,) = await standing(places, Want(avoid=frozenset({failed})))
+    one.leave(SERVED)
+    await turns()
+    assert places.waiting() == 2  # there is room, but not for them
+    other.leave(SERVED)
+    seat = await before
+    assert seat.endpoint is other.endpoint
+    seat.leave(SERVED)
+    (await task).leave(SERVED)
+
+
+async def test_a_replica_comes_back_for_those_who_wait_for_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("backends.breaker.COOL_DOWN_S", 0.05)
+    launcher = Launches(*replicas(1))
+    places = ModelPlaces("m", launcher)
+    taken(places).leave(UNREACHABLE)
+    seat = await asyncio.wait_for(places.wait(call(), frozenset({"r0"})), 10)
+    assert seat.endpoint.replica_id == "r0"
+    seat.leave(SERVED)
+
+
+async def test_closing_sends_everybody_away() -> None:
+    places = places_of(*replicas(1, limit=1))
+    seat = taken(places)
+    tasks = await standing(places, Want(), Want())
+    places.close()
+    for task in tasks:
+        with pytest.raises(Unavailable):
+            await task
+    seat.leave(SERVED)
+
+
+async def test_more_room_by_a_learned_limit_is_given_out_at_once() -> None:
+    places = ModelPlaces("m", FixedEndpoints(replicas(1, limit=None)), engine="llamacpp")
+    seats = [taken(places) for _ in range(4)]
+    tasks = await standing(places, Want(), Want())
+    places.set_limit("r0", 6)
+    for seat in (*seats, *[await task for task in tasks]):
+        seat.leave(SERVED)
+
+
+# -- many at once ----------------------------------------------------------------------------------------------------
+
+
+async def test_fifty_owners_in_bursts_are_served_alike_and_nobody_starves() -> None:
+    """Three replicas, two at a time; one owner asks for ten times as much as each of the others."""
+    random_ = random.Random(7)
+    places = places_of(*replicas(3, limit=2), queue_size=10_000)
+    served = Counter[str]()
+    at_half: dict[str, int] = {}
+    total = 0
+
+    async def one(owner: str, priority: Priority) -> None:
+        nonlocal total
+        tokens = random_.randint(200, 2000)
+        seat = await places.wait_want(Want(owner, priority, tokens))
+        loads = places.snapshot().replicas
+        assert all(load.in_flight <= 2 for load in loads)
+        for _ in range(random_.randint(1, 4)):
+            await asyncio.sleep(0)
+        served[owner] += tokens
+        total += 1
+        if total == 500:
+            at_half.update(served)
+        seat.leave(SERVED, tokens)
+
+    owners = [f"o{number}" for number in range(50)]
+    asked = [(owner, INTERACTIVE) for owner in owners for _ in range(20)]
+    asked += [("o0", INTERACTIVE)] * 200 + [("batch", BATCH)] * 50
+    random_.shuffle(asked)
+    tasks = [asyncio.create_task(one(*who), name="one") for who in asked]
+    await asyncio.gather(*tasks)
+    assert total == 1250
+    fair = sum(at_half.values()) / 50
+    assert "batch" not in at_half
+    assert set(at_half) == set(owners)
+    assert all(abs(tokens - fair) < 3500 for tokens in at_half.values()), at_half
+    assert places.waiting() == 0
+    assert all(load.in_flight == 0 for load in places.snapshot().replicas)
+
+
+class Turmoil(RuleBasedStateMachine):
+    """Requests that come, end well or badly, and go away, in any order."""
+
+    @initialize(limits=st.lists(st.integers(1, 3), min_size=1, max_size=4), alive=st.booleans())
+    def begin(self, limits: list[int], alive: bool) -> None:
+        self.runner = asyncio.Runner()
+        self.now = 0.0
+        self.limits = {f"r{number}": limit for number, limit in enumerate(limits)}
+        self.endpoints = [FixedEndpoint(name, "h", 1, limit=limit) for name, limit in self.limits.items()]
+        self.launcher = Launches(*self.endpoints)
+        self.places = ModelPlaces(
+            "m",
+            self.launcher,
+            rules=Rules(queue_size=6),
+            health=Health(alive),
+            clock=lambda: self.now,
+        )
+        self.tasks: list[asyncio.Task[Seat]] = []
+        self.held: list[Seat] = []
+
+    def run(self, what: Callable[[], Any]) -> None:
+        async def in_loop() -> None:
+            what()
+            await turns()
+
+        self.runner.run(in_loop())
+        self.collect()
+
+    def collect(self) -> None:
+        for task in self.tasks:
+            if task.done() and not task.cancelled():
+                error = task.exception()
+                if error is None:
+                    self.held.append(task.result())
+                else:
+                    assert isinstance(error, QueueFull | Unavailable)
+        self.tasks = [task for task in self.tasks if not task.done()]
+
+    @rule(owner=st.sampled_from("abc"), priority=st.sampled_from(list(Priority)), affinity=st.integers(0, 2))
+    def ask(self, owner: str, priority: Priority, affinity: int) -> None:
+        want = Want(owner, priority, 500, affinity)
+
+        def begin() -> None:
+            seat = self.places.take_want(want)
+            if seat is not None:
+                self.held.append(seat)
+            else:
+                self.tasks.append(asyncio.create_task(self.places.wait_want(want), name="asks"))
+
+        self.run(begin)
+
+    @rule(which=st.integers(0, 100), outcome=st.sampled_from(list(Outcome)))
+    def end(self, which: int, outcome: Outcome) -> None:
+        if self.held:
+            seat = self.held.pop(which % len(self.held))
+            self.run(lambda: seat.leave(outcome, 700))
+
+    @rule(which=st.integers(0, 100), outcome=st.sampled_from([None, SERVED]))
+    def go_away(self, which: int, outcome: Outcome | None) -> None:
+        if not self.tasks:
+            return
+        task = self.tasks[which % len(self.tasks)]
+
+        def both() -> None:
+            if outcome is not None and self.held:
+                self.held.pop().leave(outcome)
+            task.cancel()
+
+        self.run(both)
+
+    @rule(count=st.integers(0, 4))
+    def replicas_change(self, count: int) -> None:
+        self.run(lambda: self.launcher.set(*self.endpoints[:count]))
+
+    @rule(seconds=st.sampled_from([0.1, 1.0, 10.0]))
+    def time_goes_by(self, seconds: float) -> None:
+        self.now += seconds
+
+    @invariant()
+    def counts_are_right(self) -> None:
+        if not hasattr(self, "places"):
+            return
+        held = Counter(seat.endpoint.replica_id for seat in self.held)
+        for name, limit in self.limits.items():
+            assert self.places.in_flight(name) == held[name]
+            assert held[name] <= limit
+        assert self.places.waiting() == len(self.tasks) <= 6
+
+    def teardown(self) -> None:
+        if not hasattr(self, "places"):
+            return
+        self.run(lambda: [task.cancel() for task in self.tasks])
+        for seat in self.held:
+            self.run(lambda seat=seat: seat.leave(SERVED))  # type: ignore[misc]
+        assert self.places.waiting() == 0
+        assert all(self.places.in_flight(name) == 0 for name in self.limits)
+        assert all(load.in_flight == 0 for load in self.places.snapshot().replicas)
+        self.places.close()
+        self.runner.close()
+
+
+TestTurmoil = Turmoil.TestCase
+TestTurmoil.settings = settings(max_examples=25, stateful_step_count=30, deadline=None)
