@@ -6,12 +6,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: serve test lint bench lock clients slurm-install slurm-up slurm-down clean
+.PHONY: serve test lint bench lock clients slurm-install postgres-install slurm-up slurm-down clean
 
 serve: $(READY)
 	$(BIN)/slurmgate serve --port $(PORT) $(if $(STATE_DIR),--state-dir $(STATE_DIR))
 
-test: $(READY) slurm-install clients
+test: $(READY) slurm-install postgres-install clients
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 lint: $(READY)
@@ -36,6 +36,10 @@ lock:
 # a real Slurm for the tests; where it cannot be had, pytest says why and skips them
 slurm-install:
 	-@SLURMLAB_DBD=1 tests/acceptance/slurm_cluster.sh install
+
+# a real PostgreSQL for the tests of the stores; as above
+postgres-install:
+	-@tests/acceptance/postgres.sh install
 
 # the clients that the acceptance tests run; where one cannot be had, pytest says so and skips its tests
 clients: $(READY)

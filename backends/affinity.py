@@ -17,6 +17,8 @@ PREFIX_CHARS = 512
 
 def affinity_of(call: Call) -> int:
     """The hash of the call's long prefix, the same in every process; 0 for none."""
+    if len(call.raw) < PREFIX_CHARS:
+        return 0
     body = call.body
     messages = body.get("messages")
     if isinstance(messages, list):

@@ -124,6 +124,10 @@ class EventStream(ABC):
         A sink returns False for what it cannot take; that comes through the iteration, in its place.
         """
 
+    def pass_chunks_to(self, sink: Callable[[bytes], bool]) -> None:  # noqa: B027  # as above
+        """... after `pass_to`: this sink takes an event inside one chunk of HTTP/1.1, as it was on the wire (framing.py).
+        Those that come so may go there, and to the other sink no more."""
+
     @abstractmethod
     def close(self) -> None:
         """Give the replica's slot back; if the stream has not ended, make the engine stop. May be called twice."""

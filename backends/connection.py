@@ -23,6 +23,10 @@ ONE_WRITE_BYTES = 128 * 1024
 """A request body up to this size leaves in one write with its head, a larger one in slices of this size."""
 
 
+def _take_nothing(_data: bytes) -> bool:
+    return False
+
+
 class _Surplus(Exception):
     """Bytes after the end of an answer."""
 
@@ -54,6 +58,9 @@ class Connection(asyncio.Protocol):
         self._writing = True
         self._keep_alive = False
         self.sink: Callable[[bytes], bool] | None = None  # see Response.pass_to
+        self.chunk_sink: Callable[[bytes], bool] = _take_nothing
+        self._chunk_over = False  # the last thing that the parser told of was a chunk's end
+        self._between_chunks = False  # and it has read nothing since
         self._unsent: memoryview | None = None  # None: the body left with the head
         self.quiet = 0
         self.patience = pool.keep_alive_sweeps
@@ -78,6 +85,7 @@ class Connection(asyncio.Protocol):
         self._room = pool.limits.header_bytes
         self._whole = False
         self.sink = None
+        self._between_chunks = False
         self.quiet = 0
         self.patience = pool.first_byte_sweeps
         if self._transport is None:
@@ -155,6 +163,9 @@ class Connection(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)  # asyncio and uvloop both set TCP_NODELAY themselves
 
     def data_received(self, data: bytes) -> None:
+        if self._between_chunks and self._waiter is not None and not self.chunks and self.chunk_sink(data):
+            self.quiet = 0  # the parser has not seen this chunk, and stands where it stood: between two of them
+            return
         response, parser = self._response, self._parser
         if response is None or parser is None:
             self._pool.forget(self)  # bytes that nobody asked for must never be the next request's answer
@@ -172,6 +183,9 @@ class Connection(asyncio.Protocol):
         if response.connection is None:
             self._release()
             return
+        if self.sink is not None:
+            # after the end of a chunk a part of the next one's size may have come; that has no line end
+            self._between_chunks = self._chunk_over and data.endswith(b"\r\n")
         if self._taken > self._room:
             self._overflow(response)
         if self.chunks and self._waiter is not None and not self._whole:
@@ -230,7 +244,14 @@ class Connection(asyncio.Protocol):
         if status >= 400 and self._unsent:
             self._unsent = self._unsent[:0]  # it does not want the rest
             self._keep_alive = False
-        self._wake()
+        if status != 200 or not response.is_event_stream:
+            self._wake()  # else there is nothing to do before the first event, which wakes
+
+    def on_chunk_header(self) -> None:
+        self._chunk_over = False
+
+    def on_chunk_complete(self) -> None:
+        self._chunk_over = True
 
     def on_message_complete(self) -> None:
         if self._response is not None and self._response.status:
@@ -241,6 +262,8 @@ class Connection(asyncio.Protocol):
     def _end(self, error: TransportError | None) -> None:
         """The response has all it will ever get."""
         self.sink = None
+        self.chunk_sink = _take_nothing
+        self._between_chunks = False
         response, self._response = self._response, None
         if response is None:
             return

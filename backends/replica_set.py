@@ -147,7 +147,7 @@ class ReplicaSet:
         if len(replicas) == 1 and not avoid:
             replica = replicas[0]  # whatever its breaker says: there is no other
             return replica if replica.in_flight < replica.limit.now and replica.rests_until <= now else None
-        if self.is_calm and not avoid and replicas:
+        if not avoid and self._is_calm():
             return self._find_in_calm(affinity)
         usable = []
         shut = 0
@@ -178,10 +178,11 @@ class ReplicaSet:
         """The same where every replica is in rotation: a look at each, and no more."""
         if affinity:
             ranked = self._ranking(affinity)
-            if all(replica.in_flight < replica.limit.now for replica in ranked):
-                return within_bounds(ranked)
-            ranked = tuple(replica for replica in ranked if replica.in_flight < replica.limit.now)
-            return within_bounds(ranked) if ranked else None
+            for replica in ranked:
+                if replica.in_flight >= replica.limit.now:
+                    ranked = tuple(other for other in ranked if other.in_flight < other.limit.now)
+                    return within_bounds(ranked) if ranked else None
+            return within_bounds(ranked)
         self._turn += 1
         best: Replica | None = None
         least = math.inf
@@ -193,13 +194,12 @@ class ReplicaSet:
                     best, least = replica, load
         return best
 
-    @property
-    def is_calm(self) -> bool:
-        """No replica rests, and no breaker is open."""
-        for replica in self.replicas:  # noqa: SIM110  # measured: half the time of all()
+    def _is_calm(self) -> bool:
+        """There are replicas, none of which rests, and no breaker is open."""
+        for replica in self.replicas:
             if not replica.is_calm:
                 return False
-        return True
+        return bool(self.replicas)
 
     def find_for(self, want: Want, now: float) -> Replica | None:
         """The same for a request in line, which avoids what has failed it, unless there is nothing else."""

@@ -300,6 +300,9 @@ class EngineStream(EventStream):
         passes = self._filter.passes
         self._response.pass_to(lambda data: passes(data) and sink(data))
 
+    def pass_chunks_to(self, sink: Callable[[bytes], bool]) -> None:
+        self._response.pass_chunks_to(self._filter.chunk_sink(sink))
+
     def end_by(self, seconds: float, phase: str) -> None:
         """After so long, whatever is missing is not waited for: an `EngineTimeout` of that phase."""
         self._timer = asyncio.get_running_loop().call_later(seconds, self._expire, phase)

@@ -93,7 +93,8 @@ def within_bounds(ranked: Sequence[L]) -> L:
     for replica in ranked:
         total += replica.in_flight
         weight += replica.weight
+    share = CAPACITY * (total + 1) / weight
     for replica in ranked:
-        if replica.in_flight + 1 <= bound(total, replica.weight, weight):
+        if replica.in_flight < share * replica.weight:  # that is, one more is within `bound`
             return replica
     return least_loaded(ranked, 0)  # not reached but for what floating point does to a bound

@@ -14,6 +14,7 @@ parsed, repaired and written anew, and then usage is where OpenAI has it, too: `
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import orjson
@@ -22,6 +23,7 @@ from .base import Usage
 from .dialects.seam import ChunkRepair
 from .engine_errors import engine_error
 from .errors import Disconnected, GatewayError, MalformedResponse
+from .framing import BEGINNINGS, ENDING, LARGEST, SIZE_LINE
 
 EVENT_BYTES = 4 * 1024 * 1024
 """The largest event that is waited for."""
@@ -71,6 +73,26 @@ class EventFilter:
     def passes(self, data: bytes) -> bool:
         """`feed` would return the same object."""
         return self._plain and _is_right(data)
+
+    def chunk_sink(self, take: Callable[[bytes], bool]) -> Callable[[bytes], bool]:
+        """Hands on to `take` what is one event in one whole chunk of HTTP/1.1, and would not be changed by `feed`."""
+
+        def sink(data: bytes) -> bool:
+            # once for nearly each token, so it is one function: each call costs more than any of these searches
+            total = len(data)
+            return (
+                total < LARGEST
+                and data.startswith(BEGINNINGS[total])
+                and data.endswith(ENDING)
+                and data.find(10, SIZE_LINE) == total - 4
+                and data.find(13, SIZE_LINE) == total - 2
+                and data.rfind(b'"error"') < 0
+                and (data.rfind(b'"usage"') < 0 or not _has_usage(data))
+                and self._plain
+                and take(data)
+            )
+
+        return sink
 
     def end(self) -> bytes:
         """The engine's body has ended. A part of an event is dropped; an end that was not announced is an error."""
@@ -197,11 +219,16 @@ def _is_right(data: bytes) -> bool:
 
     Measured: `rfind` takes half the time of `in` and `find` here, and `13 in data` a fifth of `b"\\r" in data`.
     """
-    if not (data.startswith(b"data: {") and data.endswith(b"}\n\n")) or 13 in data or data.rfind(b'"error"') >= 0:
+    if not (data.startswith(b"data: {") and data.endswith(b"}\n\n")) or 13 in data:
         return False
     if data.find(10) != len(data) - 2 and data.count(b"\n") != 2 * data.count(b"\n\ndata: {") + 2:
         return False
-    return data.rfind(b'"usage"') < 0 or not _has_usage(data)
+    return not _says_more(data)
+
+
+def _says_more(data: bytes) -> bool:
+    """It has an error in it, or usage."""
+    return data.rfind(b'"error"') >= 0 or (data.rfind(b'"usage"') >= 0 and _has_usage(data))
 
 
 def _has_usage(data: bytes) -> bool:

@@ -22,6 +22,9 @@ from dataclasses import dataclass
 from .connection import Connection
 from .errors import ConnectFailed, Disconnected, MalformedResponse, TransportError
 
+Sink = Callable[[bytes], bool]
+"""Takes bytes, or says that it cannot now."""
+
 _SWEEPS = 8
 
 
@@ -232,6 +235,10 @@ class Response:
     def content_type(self) -> bytes:
         return self.header(b"content-type")
 
+    @property
+    def is_event_stream(self) -> bool:
+        return b"event-stream" in self.header(b"content-type")
+
     async def next(self) -> bytes:
         """What has arrived since the last call, waiting if nothing has; b"" at the end.
 
@@ -249,13 +256,19 @@ class Response:
             raise self.error
         return b""
 
-    def pass_to(self, sink: Callable[[bytes], bool]) -> None:
+    def pass_to(self, sink: Sink) -> None:
         """From now on what arrives while `next` waits is offered to `sink` first, without waking who waits.
 
         True: it has taken it. False: `next` returns it, as if there were no sink. So the order is kept.
         """
         if self.connection is not None:
             self.connection.sink = sink
+
+    def pass_chunks_to(self, sink: Sink) -> None:
+        """After `pass_to`: offer to this sink first what is read of a chunked body, before it is parsed, when it begins
+        where a chunk does. It may take only what is exactly one chunk (framing.py), and not the last one."""
+        if self.connection is not None:
+            self.connection.chunk_sink = sink
 
     async def read(self) -> bytes:
         """The whole body, or what is left of it. Does not suspend if all of it is there. Raises as `next` does."""

@@ -17,6 +17,7 @@ from starlette.types import Receive
 from backends.errors import InvalidRequest, RequestTooLarge
 
 from .disconnects import ClientDisconnected
+from .writer import Exchange
 
 
 class BodyReader:
@@ -24,6 +25,12 @@ class BodyReader:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
+
+    def at_once(self, exchange: Exchange | None) -> bytes | None:
+        """The body, if it has come already and is not too large; else it is to be `read`."""
+        if exchange is None or len(exchange.body) > self._limit:
+            return None
+        return exchange.whole_body()
 
     async def read(self, receive: Receive) -> bytes:
         """The body. Raises `RequestTooLarge`, `ClientDisconnected`."""

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .terminal import ConfigOption, Mistake, StateOption, mistakes, open_state, read_config, say
+from .terminal import ConfigOption, Mistake, StateOption, database, mistakes, open_state, read_config, say
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -75,7 +75,8 @@ def status(
 
     console = Console(width=None if sys.stdout.isatty() else 240, markup=False, highlight=False)
     if not watch:
-        console.print(*tables(overview(config_file, state_dir, state), {}), sep="\n")
+        for part in tables(overview(config_file, state_dir, state), {}):
+            console.print(part)
         return
     speed = Speed(state)
     with Live(console=console, screen=True, auto_refresh=False) as live:
@@ -90,26 +91,24 @@ def status(
 
 def overview(config_file: Path | None, state_dir: Path | None, state: StateDir) -> Json:
     """Of the running gateway; or of what the last one left, with its replicas as it last knew them."""
-    pid = state.holder()
-    if pid is not None:
-        from .operator_socket import NotRunning
-
-        try:
-            seen = ask(state, "GET", "/admin/overview")
-        except Mistake as problem:
-            if not isinstance(problem.__context__, NotRunning):
-                raise
-            pid = None  # it is just starting or ending
-        else:
-            return {"gateway": {"running": True, "pid": pid, "state_dir": str(state.path)}, **seen}
     from slurm_launcher.store import ReplicaStore
 
     from .operations import replica_card
-    from .terminal import open_database
+    from .operator_socket import NotRunning, OperatorError
+    from .operator_socket import ask as ask_socket
 
-    now = time.time()
-    replicas = sorted(ReplicaStore(open_database(config_file, state_dir)).load(), key=lambda r: (r.model, r.created_at))
+    pid = state.holder()
     gateway = {"running": pid is not None, "pid": pid, "state_dir": str(state.path)}
+    if pid is not None:
+        try:
+            return {"gateway": gateway, **ask_socket(state.operator_socket, "GET", "/admin/overview")}
+        except NotRunning:  # it is just starting, or ending
+            pass
+        except OperatorError as error:
+            raise Mistake(str(error)) from None
+    with database(config_file, state_dir) as engine:
+        replicas = sorted(ReplicaStore(engine, state.identity).load(), key=lambda r: (r.model, r.created_at))
+    now = time.time()
     return {
         "gateway": gateway,
         "object": "overview",

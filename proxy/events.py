@@ -14,6 +14,7 @@ from backends.sse import error_event
 
 from .record import Record, elapsed_s
 from .replies import send_reply
+from .writer import Exchange
 
 SILENCE_S = 15.0
 """After this long without an event the client gets a sign of life, so that nothing on the way takes the connection for
@@ -35,15 +36,16 @@ class EventReply:
     """`async with EventReply(send, record) as reply:` from before the model is asked until the last event.
 
     quiet_chunk   makes an event without content, in the endpoint's own shape; b"" where there is none
-    push          a quicker way out than `send` for the pieces of a stream, where there is one (writer.py)
+    exchange      has a quicker way out than `send` for the pieces of a stream, where there is one (writer.py)
     begun         the status line has been sent, so an error can only be an event now
     """
 
     __slots__ = (
+        "_exchange",
         "_handle",
         "_last",
         "_loop",
-        "_push",
+        "_pushed",
         "_quiet_chunk",
         "_record",
         "_send",
@@ -58,14 +60,15 @@ class EventReply:
         send: Send,
         record: Record,
         quiet_chunk: Callable[[], bytes] = bytes,
-        push: Callable[[bytes], bool] | None = None,
+        exchange: Exchange | None = None,
     ) -> None:
         self._send = send
         self._record = record
         self._quiet_chunk = quiet_chunk
-        self._push = push
+        self._exchange = exchange
         self._sign: asyncio.Task[None] | None = None
         self._signs = 0
+        self._pushed = 0
         self.begun = False
         self.headers: Sequence[tuple[bytes, bytes]] = ()
 
@@ -95,24 +98,20 @@ class EventReply:
         first = await anext(stream, b"")
         self._record.first_byte_s = elapsed_s(self._record)
         await self.event(first)
-        record = self._record
+        exchange, record = self._exchange, self._record
         record.streamed += len(first)
+        if exchange is not None:
+            stream.pass_to(exchange.push)
+            stream.pass_chunks_to(exchange.push_chunk)
         time = self._loop.time
-        push = self._push
-        if push is not None:
-
-            def sink(events: bytes) -> bool:
+        try:
+            async for events in stream:
                 self._last = time()
-                if not push(events):
-                    return False
                 record.streamed += len(events)
-                return True
-
-            stream.pass_to(sink)
-        async for events in stream:
-            self._last = time()
-            record.streamed += len(events)
-            await send({"type": "http.response.body", "body": events, "more_body": True})
+                await send({"type": "http.response.body", "body": events, "more_body": True})
+        finally:
+            if exchange is not None:
+                record.streamed += exchange.streamed
         await self._body(b"", more=False)
 
     async def whole(self, reply: Reply) -> None:
@@ -136,7 +135,11 @@ class EventReply:
         await self._send({"type": "http.response.body", "body": data, "more_body": more})
 
     def _listen(self) -> None:
-        """Every so often: was it silent since?"""
+        """Every so often: was it silent since? What was pushed is counted, and not looked at the clock for."""
+        exchange = self._exchange
+        if exchange is not None and exchange.streamed != self._pushed:
+            self._pushed = exchange.streamed
+            self._last = self._loop.time()  # it was earlier, so a sign may come up to twice as late
         silent_s = self._loop.time() - self._last
         if silent_s < SILENCE_S:
             self._handle = self._loop.call_later(SILENCE_S - silent_s, self._listen)

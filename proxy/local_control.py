@@ -68,7 +68,7 @@ class LocalControl:
             config.specs,
             site=self._site,
             secrets=secrets,
-            store=ReplicaStore(database),
+            store=ReplicaStore(database, state.identity),
             build=self._build,
             in_flight=in_flight,
             log=log,

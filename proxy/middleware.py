@@ -58,13 +58,10 @@ class Edge:
         attach(scope, record)
         if self._tracing is not None:
             self._tracing.begin(record, scope["headers"])
-        started = False
 
         def send_with_id(message: Message) -> Awaitable[None]:
             # a plain function that hands the awaitable on: it runs once for each piece of each stream
-            nonlocal started
             if message["type"] == "http.response.start":
-                started = True
                 record.status = message["status"]
                 elapsed_ms = b"%d" % ((time.perf_counter() - record.started) * 1000)
                 message["headers"] = [
@@ -91,7 +88,7 @@ class Edge:
         except Exception as problem:
             error = self._as_ours(problem, record, scope)
             record.fail(error)
-            if started:  # too late to say it: a body that ends too early is all that is left
+            if record.status:  # too late to say it: a body that ends too early is all that is left
                 raise
             await send_error(send_with_id, error)
         finally:
@@ -130,7 +127,7 @@ class Edge:
             "method": record.method,
             "endpoint": record.endpoint,
             "status": record.status,
-            "ms": round(elapsed * 1000, 2),
+            "ms": int(elapsed * 1e5) / 100,  # `round` takes four times as long
             "key": record.key_id,
             "model": record.model,
             "replica": record.served_by,

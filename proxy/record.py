@@ -78,6 +78,15 @@ class Record:
         """What only some requests have, as fields of the log line."""
         return self.trail.fields(served=bool(self.served_by)) if self.trail is not None else {}
 
+    def identity(self) -> bytes:
+        """The header lines that this answer has, whatever it is."""
+        elapsed_ms = (time.perf_counter() - self.started) * 1000
+        more = b"".join([b"%b: %b\r\n" % field for field in self.headers])
+        return more + b"x-request-id: %b\r\nopenai-processing-ms: %d\r\nopenai-version: 2020-10-01\r\n" % (
+            self.id.encode(),
+            elapsed_ms,
+        )
+
     def fail(self, error: GatewayError) -> None:
         """Note what went wrong. Messages stay out: an engine's may quote the prompt."""
         self.error = error.code or error.type

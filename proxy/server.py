@@ -19,7 +19,7 @@ from . import operator_socket
 from .app import Gateway
 from .config import Config, ConfigError
 from .config import Server as ServerSection
-from .database import open_database
+from .database import database_of
 from .keys import KeyStore
 from .logging import configure
 from .protocol import Connection, Patience
@@ -129,7 +129,7 @@ async def _serve(
 ) -> list[str]:
     state.lock()
     log, lines = configure()
-    engine = open_database(state.database)
+    engine = database_of(config, state)
     keys = KeyStore(engine)
     if default_key is not None:
         keys.ensure("default", default_key)

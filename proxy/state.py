@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
+import hmac
 import os
 import secrets
 from pathlib import Path
@@ -57,6 +59,11 @@ class StateDir:
     @property
     def logs(self) -> Path:
         return self.path / "logs"
+
+    @property
+    def identity(self) -> str:
+        """Whose the replicas are, where gateways share a database."""
+        return hmac.new(self.secret(), b"identity", hashlib.sha256).hexdigest()[:32]
 
     def lock(self) -> None:
         """Take the directory for this process, until it ends. Raises `StateDirInUse`."""

@@ -1,19 +1,35 @@
-"""The way out of a request: ASGI's `send`, and a short cut for the pieces of streams.
+"""One request and its answer on a connection: ASGI's `receive` and `send`, and short cuts past both.
 
-uvicorn's own `send` is a coroutine for each message, and writes a reply's head and body separately. This one writes
-them together and suspends only when the client does not keep up. It keeps uvicorn's own account of the reply (begun,
-complete, chunked), so that its keep-alive, pipelining and clean-up go on as before.
+uvicorn's own cycle makes an event, a bytearray and a dozen references for each request, looks each header over, and
+writes a reply's head and body separately. This one writes them together, suspends only when the client does not keep
+up, and knows three things that ASGI has no words for:
+
+whole_body    the body, if all of it has come
+answer        a whole JSON answer, by one template
+push, push_chunk   a piece of a stream, at once or not at all
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Generator
-from typing import Any, cast
+import asyncio
+import logging
+from collections.abc import Awaitable, Generator
+from typing import TYPE_CHECKING, Any
 
-from starlette.types import Message, Scope, Send
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
+from starlette.types import ASGIApp, Message, Scope, Send
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
-_KEY = "slurmgate.writer"
+from backends.framing import FRAME_BYTES
+
+if TYPE_CHECKING:
+    from .protocol import Connection
+
+_KEY = "slurmgate.exchange"
+_log = logging.getLogger("uvicorn.error")
+
+_JSON_HEAD = (
+    b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n%b\r\n%b"  # identity (record.py), body
+)
 
 
 class _Done:
@@ -29,98 +45,230 @@ class _Done:
 _DONE = _Done()
 
 
-class Writer:
-    """`send` for one request. It may be called as ASGI's; `push` is for pieces of a body that is under way."""
+class Exchange:
+    """A request whose head has been read, until its answer is whole. Called, it is ASGI's `send`.
 
-    __slots__ = ("_cycle", "_head")
+    body, more_body     what has come of the request's body and was not taken yet, and whether there is more to come
+    disconnected        nobody reads what is written
+    response_started    the head has been handed over; it is written with the first bytes of the body
+    response_complete   all of the answer has been written
+    streamed            bytes of events that were pushed; to a byte each, where they came in chunks
+    """
 
-    def __init__(self, cycle: RequestResponseCycle) -> None:
-        self._cycle = cycle
+    __slots__ = (
+        "_chunked", "_connection", "_head", "_news", "_old", "_open", "_task", "_waiter", "body", "disconnected",
+        "keep_alive", "more_body", "response_complete", "response_started", "scope", "streamed", "transport",
+        "waiting_for_100_continue",
+    )  # fmt: skip
+
+    def __init__(self, connection: Connection, scope: Scope, *, keep_alive: bool, old: bool = False) -> None:
+        self._connection = connection
+        self.scope = scope
+        scope[_KEY] = self
+        self.transport: Any = connection.transport
+        self.keep_alive = keep_alive
+        self._old = old  # HTTP/1.0 knows no chunks: an answer of unknown length ends where the connection does
+        self.body = b""
+        self.more_body = True
+        self.waiting_for_100_continue = False
+        self.disconnected = False
+        self.response_started = False
+        self.response_complete = False
+        self.streamed = 0
         self._head = b""
+        self._chunked = False
+        self._open = False  # pieces may be pushed: the head of a chunked answer is out, its end is not, the client reads
+        self._news = False  # something happened that `receive` has not told yet
+        self._waiter: asyncio.Future[None] | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    # -- the request --------------------------------------------------------------------------------------------------
+
+    def start(self, app: ASGIApp) -> None:
+        loop, tasks = self._connection.loop, self._connection.tasks
+        # not loop.create_task: that gives each task a number, formats it into a name, and is told another one then
+        self._task = asyncio.Task(self._run(app), loop=loop, name="request")
+        tasks.add(self._task)
+
+    async def _run(self, app: ASGIApp) -> None:
+        scope = self.scope
+        try:
+            await app(scope, self.receive, self)
+        except BaseException as error:
+            _log.error("Exception in ASGI application\n", exc_info=error)
+            if not self.response_started:
+                await self._fail()
+            else:
+                self.transport.close()
+        else:
+            if not self.response_complete and not self.disconnected:
+                _log.error("ASGI callable returned without completing response.")
+                self.transport.close()
+        finally:
+            scope.pop(_KEY, None)  # break the circles, so that a finished request is freed at once and not collected
+            if self._task is not None:
+                self._connection.tasks.discard(self._task)
+                self._task = None
+
+    async def _fail(self) -> None:
+        headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", b"21")]
+        await self({"type": "http.response.start", "status": 500, "headers": [*headers, (b"connection", b"close")]})
+        await self({"type": "http.response.body", "body": b"Internal Server Error"})
+
+    def whole_body(self) -> bytes | None:
+        """The request's body, taken; None if some of it is still to come: then it is to be received."""
+        if self.more_body or self.disconnected:
+            return None
+        body, self.body = self.body, b""
+        self._news = False
+        self._connection.flow.resume_reading()  # that a client has gone is read, too
+        return body
+
+    async def receive(self) -> Message:
+        if self.waiting_for_100_continue and not self.transport.is_closing():
+            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            self.waiting_for_100_continue = False
+        if not self.disconnected and not self.response_complete:
+            self._connection.flow.resume_reading()
+            if not self._news:
+                self._waiter = self._connection.loop.create_future()
+                await self._waiter
+            self._news = False
+        if self.disconnected or self.response_complete:
+            return {"type": "http.disconnect"}
+        body, self.body = self.body, b""
+        return {"type": "http.request", "body": body, "more_body": self.more_body}
+
+    def tell(self) -> None:
+        """Wake `receive`."""
+        self._news = True
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
+    def disconnect(self) -> None:
+        """Nobody reads the answer any more."""
+        if not self.response_complete:
+            self.disconnected = True
+        self._open = False
+        self.tell()
+
+    def pause(self) -> None:
+        """The client does not keep up. What is sent waits now; the first that does not is the one that goes on."""
+        self._open = False
+
+    # -- the answer ---------------------------------------------------------------------------------------------------
 
     def __call__(self, message: Message) -> Awaitable[None]:
-        cycle = self._cycle
-        if cycle.flow.write_paused and not cycle.disconnected:
+        if self.disconnected:
+            return _DONE
+        if self._connection.flow.write_paused:
             return self._when_drained(message)
-        if not cycle.disconnected:
-            self._write(message)
+        self._write(message)
         return _DONE
+
+    def answer(self, identity: bytes, body: bytes) -> bool:
+        """A whole JSON answer with status 200, at once. False if it cannot be: then it is to be sent.
+
+        identity   header lines that each answer has
+        """
+        if (
+            self.response_started
+            or self._old
+            or not self.keep_alive
+            or self.disconnected
+            or self._connection.flow.write_paused
+        ):
+            return False
+        self.response_started = True
+        self.transport.write(_JSON_HEAD % (len(body), identity, body))
+        self._complete()
+        return True
 
     def push(self, data: bytes) -> bool:
         """A piece of a chunked body, at once. False if it cannot be taken now: then it is to be sent and awaited."""
-        cycle = self._cycle
-        if cycle.flow.write_paused or cycle.disconnected or self._head or not cycle.chunked_encoding:
+        if not self._open:
             return False
-        cycle.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+        self.streamed += len(data)
+        self.transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+        return True
+
+    def push_chunk(self, chunk: bytes) -> bool:
+        """As `push`, of an event that is in a chunk already (backends/framing.py)."""
+        if not self._open:
+            return False
+        self.streamed += len(chunk) - FRAME_BYTES
+        self.transport.write(chunk)
         return True
 
     async def _when_drained(self, message: Message) -> None:
-        await self._cycle.flow.drain()
-        if not self._cycle.disconnected:
+        await self._connection.flow.drain()
+        if not self.disconnected:
             self._write(message)
 
     def _write(self, message: Message) -> None:
-        cycle = self._cycle
         if message["type"] == "http.response.start":
-            self._head = self._head_of(message["status"], message["headers"])
+            self._head = self._head_of(message["status"], message.get("headers", []))
             return
-        body: bytes = message["body"]
+        if self.response_complete or not self.response_started:
+            raise RuntimeError(f"{message['type']} out of its order")
+        body: bytes = message.get("body", b"")
         more: bool = message.get("more_body", False)
         data = self._head
         self._head = b""
-        if not cycle.chunked_encoding:
-            data += body
-        elif body:
-            data += b"%x\r\n%b\r\n" % (len(body), body)
-        if cycle.chunked_encoding and not more:
-            data += b"0\r\n\r\n"
-        cycle.transport.write(data)
+        if not self._chunked:
+            data += body if self.scope["method"] != "HEAD" else b""
+        else:
+            self._open = more and not self._connection.flow.write_paused
+            if body:
+                data += b"%x\r\n%b\r\n" % (len(body), body)
+            if not more:
+                data += b"0\r\n\r\n"
+        self.transport.write(data)
         if not more:
-            cycle.response_complete = True
-            cycle.message_event.set()
-            if not cycle.keep_alive:
-                cycle.transport.close()
-            cycle.on_response()
+            self._complete()
+
+    def _complete(self) -> None:
+        self.response_complete = True
+        self.tell()
+        if not self.keep_alive:
+            self.transport.close()
+        self._connection.on_response_complete()
 
     def _head_of(self, status: int, headers: list[tuple[bytes, bytes]]) -> bytes:
         """The head. Names are ours, in lower case; values may come from an engine or a plugin: they are looked at."""
-        cycle = self._cycle
-        cycle.response_started = True
-        cycle.waiting_for_100_continue = False
-        cycle.chunked_encoding = True
+        if self.response_started:
+            raise RuntimeError("an answer has one head")
+        self.response_started = True
+        self.waiting_for_100_continue = False
+        chunked = True
         parts = [STATUS_LINE[status]]
         for name, value in headers:
             if b"\n" in value or b"\r" in value:
                 raise ValueError(f"a line end in the header {name.decode('latin-1')}")
             if name == b"content-length":
-                cycle.chunked_encoding = False
+                chunked = False
             elif name == b"connection" and value == b"close":
-                cycle.keep_alive = False
+                self.keep_alive = False
                 continue
             parts += (name, b": ", value, b"\r\n")
-        if not cycle.keep_alive:
+        if not self.keep_alive:
             parts.append(b"connection: close\r\n")
-        parts.append(b"transfer-encoding: chunked\r\n\r\n" if cycle.chunked_encoding else b"\r\n")
+        self._chunked = chunked and not self._old and self.scope["method"] != "HEAD" and status not in (204, 304)
+        parts.append(b"transfer-encoding: chunked\r\n\r\n" if self._chunked else b"\r\n")
         return b"".join(parts)
 
 
-def writer_for(scope: Scope, send: Send) -> Send:
-    """The writer in place of uvicorn's `send`, for replies that have bodies and know chunks; else that one."""
-    if scope["type"] != "http" or scope["method"] not in ("POST", "GET"):
-        return send
-    cycle = cast(Any, send).__self__  # `send` is a method of the request's cycle: several may be queued on a connection
-    if type(cycle) is not RequestResponseCycle:  # HTTP/1.0 has one of its own
-        return send
-    writer = scope[_KEY] = Writer(cycle)
-    return writer
+def writer_for(_scope: Scope, send: Send) -> Send:
+    return send
 
 
 def forget_writer(scope: Scope) -> None:
-    """Break the circle of scope, writer and cycle, so that a finished request is freed at once and not collected."""
+    """From now on there is no short cut: every piece of the answer is to pass what stands around `send`."""
     scope.pop(_KEY, None)
 
 
-def push_of(scope: Scope) -> Callable[[bytes], bool] | None:
-    """`Writer.push` of a request, where it has one."""
-    writer: Writer | None = scope.get(_KEY)
-    return writer.push if writer is not None else None
+def short_cut(scope: Scope) -> Exchange | None:
+    """The exchange of a request, whose `answer`, `push` and `push_chunk` are quicker than `send`, where it has one."""
+    exchange: Exchange | None = scope.get(_KEY)
+    return exchange

@@ -170,6 +170,8 @@ async def _user(
     watcher: Watcher,
 ) -> None:
     """left   requests to send, None where time decides"""
+    if left == 0:
+        return
     for body in bodies:
         sample = await ask(client, body, stream=plan.stream, timeout_s=plan.timeout_s)
         cell.samples.append(sample)

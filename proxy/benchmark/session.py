@@ -19,8 +19,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from backends.errors import TransportError
-
 from proxy.terminal import Mistake
+
 from . import plot
 from .asking import CHAT, Client, kind_of, refusal
 from .figures import Sample

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -165,9 +166,10 @@ def introduction(results: Results) -> str:
 def document(results: Results) -> Json:
     """Times in the units of their names; what was not measured is null."""
     plan, prompts = results.plan, results.plan.prompts
+    complete = {users: all(cell.complete for cell in results.cells if cell.users == users) for users in plan.users}
     document = {
         "slurmgate": results.version,
-        "begun_at": round(results.begun_at, 3),
+        "begun_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(results.begun_at)),
         "interrupted": results.interrupted,
         "model": plan.model,
         "loop": "closed",
@@ -183,17 +185,19 @@ def document(results: Results) -> Json:
         "output_tokens": {"low": prompts.output.low, "high": prompts.output.high},
         "shared_prefix_tokens": prompts.shared,
         "targets": [{"name": target.name, "urls": target.urls} for target in results.targets],
-        "levels": [_level(users, level, results) for users, level in results.levels.items()],
+        "levels": [
+            {**document_of(users, level), "complete": complete[users]} for users, level in results.levels.items()
+        ],
     }
     cleaned: Json = without_nan(document)
     return cleaned
 
 
-def _level(users: int, level: dict[str, Figures], results: Results) -> Json:
-    complete = {cell.target: cell.complete for cell in results.cells if cell.users == users}
+def document_of(users: int, level: dict[str, Figures]) -> Json:
+    """One number of users, not yet `without_nan`."""
     return {
         "users": users,
-        "measured": {name: {"complete": complete[name], **asdict(figures)} for name, figures in level.items()},
+        "measured": {name: asdict(figures) for name, figures in level.items()},
         "gateway_share": {
             latency: {f"p{percent}": asdict(part) for percent, part in found.items()}
             for latency, found in shares(level).items()

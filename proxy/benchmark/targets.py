@@ -121,11 +121,10 @@ def model_of(config: Config | None, name: str) -> Model | None:
 
 def replicas(config: Config | None, config_file: Path | None, state_dir: Path | None, model: str) -> tuple[Place, ...]:
     """A launched model's replicas that take requests, each with its own key: the secret is this user's to read."""
+    from proxy.state import StateDirUnusable  # noqa: PLC0415
     from slurm_launcher.spec import Secrets  # noqa: PLC0415  # only where there are replicas of ours
     from slurm_launcher.states import Status  # noqa: PLC0415
     from slurm_launcher.store import ReplicaStore  # noqa: PLC0415
-
-    from proxy.state import StateDirUnusable  # noqa: PLC0415
 
     with mistakes(StateDirUnusable):
         state = open_state(config, state_dir)

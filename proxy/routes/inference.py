@@ -16,8 +16,8 @@ from proxy.disconnects import while_connected
 from proxy.dispatch import Dispatcher
 from proxy.events import EventReply
 from proxy.record import record_of
-from proxy.replies import send_reply
-from proxy.writer import push_of
+from proxy.replies import answer_at_once, send_reply
+from proxy.writer import short_cut
 
 Check = Callable[[dict[str, Any]], None]
 
@@ -46,7 +46,10 @@ class Inference:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         record = record_of(scope)
         record.endpoint = self._path
-        raw = await self._bodies.read(receive)
+        exchange = short_cut(scope)
+        raw = self._bodies.at_once(exchange)
+        if raw is None:
+            raw = await self._bodies.read(receive)
         body = parse_object(raw)
         self._check(body)
         record.stream = body.get("stream") is True
@@ -55,10 +58,11 @@ class Inference:
             if not record.stream:
                 async with self._dispatcher.answer(call, record) as answer:
                     assert isinstance(answer, Reply)  # noqa: S101  # backends stream only what was asked to be streamed
-                    await send_reply(send, answer)
+                    if exchange is None or not answer_at_once(exchange, record, answer):
+                        await send_reply(send, answer)
                 return
             quiet_chunk = partial(self._quiet_chunk, call)
-            events = EventReply(send, record, quiet_chunk, push_of(scope))
+            events = EventReply(send, record, quiet_chunk, exchange)
             async with events, self._dispatcher.answer(call, record) as answer:
                 if isinstance(answer, Reply):
                     await events.whole(answer)

@@ -47,6 +47,8 @@ class Reporting(Protocol):
 
     async def reload(self) -> Changes: ...
 
+    async def operate(self, verb: str, arguments: Json) -> Json: ...
+
 
 @dataclass(frozen=True, slots=True)
 class Deciders:
@@ -90,18 +92,18 @@ class Desk:
         self._tasks: set[asyncio.Task[None]] = set()
         self._link: Link
 
-    def handlers(self) -> dict[str, Handler]:
+    def asked(self) -> dict[str, Handler]:
         return {
             "place": self._place,
-            "leave": self._leave,
-            "principal": self._principal,
             "enter": self._enter,
-            "left": self._left,
-            "cancel": self._cancel,
             "report": self._report,
             "reload": self._reload,
+            "operate": self._operate,
             "metrics": self._metrics,
         }
+
+    def told(self) -> dict[str, Handler]:
+        return {"leave": self._leave, "principal": self._principal, "left": self._left, "cancel": self._cancel}
 
     def open(self, link: Link) -> None:
         self._link = link
@@ -127,8 +129,7 @@ class Desk:
     def _place(self, number: int, model: str, told: list[Any]) -> None:
         places = self._deciders.places(model)
         if places is None:  # a new configuration has not reached the worker yet
-            self._link.fail(number, Unavailable(f"{model} is no longer served here.", retry_after_s=5.0))
-            return
+            raise Unavailable(f"{model} is no longer served here.", retry_after_s=5.0)
         want = want_from(told)
         seat = places.take_want(want)
         if seat is not None:
@@ -170,11 +171,7 @@ class Desk:
 
     def _enter(self, number: int, key_id: str, model: str, tokens: int) -> None:
         principal = self._principals[key_id]
-        try:
-            granted = self._deciders.control.limits.enter(principal, model, tokens)
-        except GatewayError as error:
-            self._link.fail(number, error)
-            return
+        granted = self._deciders.control.limits.enter(principal, model, tokens)
         if granted is not None:
             self._grant(number, granted)
         else:
@@ -219,6 +216,12 @@ class Desk:
             done = error
         self._link.answer(number, reloaded_to(done))
 
+    def _operate(self, number: int, verb: str, arguments: Json) -> None:
+        self._later(number, self._operated(number, verb, arguments))
+
+    async def _operated(self, number: int, verb: str, arguments: Json) -> None:
+        self._link.answer(number, await self._deciders.control.operate(verb, arguments))
+
     def _metrics(self, number: int) -> None:
         self._later(number, self._measured(number))
 
@@ -241,6 +244,6 @@ class Desk:
             await work
         except GatewayError as error:
             self._link.fail(number, error)
-        except Exception:  # a fault of ours: the worker's client gets a 500, as it would in one process
+        except Exception:  # a fault of ours: the client gets a 500, as it would in one process
             self._log.exception("question_failed")
             self._link.fail(number, GatewayError("The gateway failed.", code="internal_error"))

@@ -55,14 +55,16 @@ def frame(message: Message) -> bytes:
 class Link(asyncio.Protocol):
     """One end.
 
-    handlers   by verb: called with the rest of the message; a question's first value is its number, to be given to
-               `answer` or `fail` once, now or later
-    lost       called once, when the other end is gone or this one was closed
+    asked   what can be asked here, by verb: called with the question's number, to be given to `answer` or `fail` once,
+            now or later, and the rest of the message
+    told    what can be told here: called with the rest of the message
+    lost    called once, when the other end is gone or this one was closed
     """
 
-    def __init__(self, handlers: Mapping[str, Handler], lost: Callable[[], None]) -> None:
+    def __init__(self, asked: Mapping[str, Handler], told: Mapping[str, Handler], lost: Callable[[], None]) -> None:
         self.is_open = False
-        self._handlers = {"=": self._answered, "!": self._failed, **handlers}
+        self._questions = frozenset(asked)
+        self._handlers: dict[str, Handler] = {"=": self._answered, "!": self._failed, **told, **asked}
         self._lost = lost
         self._framing = Framing()
         self._asked: dict[int, asyncio.Future[Any]] = {}
@@ -141,10 +143,21 @@ class Link(asyncio.Protocol):
         try:
             handlers = self._handlers
             for verb, *values in self._framing.feed(data):
-                handlers[verb](*values)
+                try:
+                    handlers[verb](*values)
+                except GatewayError as error:
+                    self._refused(verb, values, error)
+                except Exception as error:  # a fault of ours, which must not take all that this link holds with it
+                    told = {"message": f"a message between processes could not be handled: {verb}", "exception": error}
+                    self._loop.call_exception_handler(told)
+                    self._refused(verb, values, GatewayError("The gateway failed.", code="internal_error"))
         finally:
             self._reading = False
             self._flush()
+
+    def _refused(self, verb: str, values: list[Any], error: GatewayError) -> None:
+        if verb in self._questions:
+            self.fail(values[0], error)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.is_open = False
@@ -166,8 +179,11 @@ class Link(asyncio.Protocol):
             answer.set_exception(error_from(error))
 
 
-async def connect(end: socket.socket, handlers: Mapping[str, Handler], lost: Callable[[], None]) -> Link:
+async def connect(
+    end: socket.socket, asked: Mapping[str, Handler], told: Mapping[str, Handler], lost: Callable[[], None]
+) -> Link:
     """A link over one end of a socket pair, which is its from now on."""
     end.setblocking(False)
-    _, link = await asyncio.get_running_loop().create_unix_connection(lambda: Link(handlers, lost), sock=end)
+    loop = asyncio.get_running_loop()
+    _, link = await loop.create_unix_connection(lambda: Link(asked, told, lost), sock=end)
     return link

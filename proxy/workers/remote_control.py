@@ -53,6 +53,10 @@ class RemoteControl:
     async def reload(self) -> Changes:
         return reloaded_from(await self._link.ask("reload"))
 
+    async def operate(self, verb: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        answer: dict[str, Any] = await self._link.ask("operate", verb, arguments)
+        return answer
+
     async def metrics(self) -> State:
         """Of all processes together."""
         state: State = await self._link.ask("metrics")

@@ -94,7 +94,7 @@ class AllPlaces:
         self._places: dict[str, RemotePlaces] = {}
         self._link: Link
 
-    def handlers(self) -> dict[str, Handler]:
+    def told(self) -> dict[str, Handler]:
         return {"endpoint": self._endpoint, "forget": self._forget}
 
     def open(self, link: Link) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
 import sys
 import time
@@ -17,6 +18,7 @@ from typing import Any
 
 from structlog.typing import FilteringBoundLogger
 
+from backends.errors import GatewayError
 from proxy.config import Config
 from proxy.metrics import State
 
@@ -26,11 +28,17 @@ from .messages import Models, Start, config_to, models_to, start_to
 from .restarts import AT_MOST, Restarts
 from .tally import Tally
 
-COMMAND = (sys.executable, "-m", "proxy.workers")
+# `-m` would look for us in the working directory first; so only where this process was started from its sources there
+_NOT_FROM_HERE = () if os.getcwd() in sys.path or "" in sys.path else ("-P",)
+COMMAND = (sys.executable, *_NOT_FROM_HERE, "-m", "proxy.workers")
 ANSWER_S = 2.0
 """A worker that has not told its numbers by then counts with those it told last."""
 
 CONFIGURE_S = 30.0
+PING_EVERY_S = 5.0
+PONG_S = 30.0
+"""Beyond the longest that something may stand in the loop's way, such as a first import of litellm."""
+
 LOOK_S = 0.2
 """Between two looks at what is new about the models."""
 
@@ -48,6 +56,7 @@ class Worker:
     pid     of the process there now, 0 for none
     ready   it serves
     link    None while there is no process
+    missed  pings in a row that it did not answer
     """
 
     def __init__(self, number: int, listener: socket.socket) -> None:
@@ -55,6 +64,7 @@ class Worker:
         self.listener = listener
         self.restarts = Restarts()
         self.ready = asyncio.Event()
+        self.missed = 0
         self.link: Link | None = None
         self.desk: Desk | None = None
         self.process: asyncio.subprocess.Process | None = None
@@ -110,7 +120,10 @@ class Supervisor:
 
     async def serve(self) -> None:
         """Until `end`, and all workers have ended. Raises `WorkersKeepDying`, after having ended the others."""
-        looking = asyncio.create_task(self._look_at_models(), name="models for the workers")
+        beside = [
+            asyncio.create_task(self._look_at_models(), name="models for the workers"),
+            asyncio.create_task(self._watch(), name="watch over the workers"),
+        ]
         keeping = [asyncio.create_task(self._keep(worker), name=f"worker {worker.number}") for worker in self.workers]
         try:
             await asyncio.wait(keeping, return_when=asyncio.FIRST_EXCEPTION)
@@ -120,10 +133,9 @@ class Supervisor:
             for task in keeping:
                 task.result()
         finally:
-            looking.cancel()
-            for task in keeping:
+            for task in (*beside, *keeping):
                 task.cancel()
-            await asyncio.gather(looking, *keeping, return_exceptions=True)
+            await asyncio.gather(*beside, *keeping, return_exceptions=True)
             self._close_sockets()
 
     async def all_ready(self) -> None:
@@ -151,7 +163,11 @@ class Supervisor:
     async def _keep(self, worker: Worker) -> None:
         while not self._ending.is_set():
             begun = time.monotonic()
-            status = await self._live(worker)
+            status: int | str
+            try:
+                status = await self._live(worker)
+            except OSError as error:  # no process, no descriptor: perhaps there will be, later
+                status = f"not started: {error.strerror}"
             if self._ending.is_set():
                 return
             lived_s = time.monotonic() - begun
@@ -195,7 +211,7 @@ class Supervisor:
             desk.gone()
 
         try:
-            link = await connect(ours, {**desk.handlers(), "ready": worker.ready.set}, lose)
+            link = await connect(ours, desk.asked(), {**desk.told(), "ready": worker.ready.set}, lose)
             desk.open(link)
             worker.link, worker.desk = link, desk
             link.tell("start", start_to(self._start()))
@@ -247,8 +263,8 @@ class Supervisor:
                 worker.link.tell(verb, *values)
 
     async def broadcast(self, verb: str, *values: Any, timeout_s: float) -> dict[int, Any]:
-        """Ask all workers at once: their answers, by the worker's number. Those that die meanwhile, or do not answer in
-        time, are not among them. Raises what a worker refuses with."""
+        """Ask all workers at once: their answers, by the worker's number. Those that die meanwhile, fail at it, or do
+        not answer in time, are not among them."""
         asked = {
             worker.number: asyncio.create_task(worker.link.ask(verb, *values), name=f"{verb} of worker {worker.number}")
             for worker in self.workers
@@ -262,8 +278,12 @@ class Supervisor:
                 task.cancel()
                 self._log.error("worker_silent", worker=number, question=verb, timeout_s=timeout_s)
                 continue
-            with contextlib.suppress(LinkLost):
+            try:
                 answers[number] = task.result()
+            except LinkLost:
+                pass
+            except GatewayError as error:
+                self._log.error("worker_failed", worker=number, question=verb, error=error.message)
         return answers
 
     async def configure(self, config: Config) -> None:
@@ -272,21 +292,32 @@ class Supervisor:
         Those that start from now on get it from `start`, so that one has to give it by then. Who does not answer, or
         fails at it, is ended, and the next one in its place starts with it.
         """
-        asked = [worker for worker in self.workers if worker.link is not None]
-        links = {worker.number: worker.link for worker in asked}
+        asked = [(worker, worker.process) for worker in self.workers if worker.link is not None]
         self._show_models()
         answers = await self.broadcast("configure", config_to(config), timeout_s=CONFIGURE_S)
-        for worker in asked:
-            if answers.get(worker.number) is not True and worker.link is links[worker.number]:
-                self._log.error("worker_not_configured", worker=worker.number)
-                if worker.process is not None:
-                    worker.process.kill()
+        for worker, process in asked:
+            if worker.number not in answers and process is not None and process is worker.process:
+                process.kill()
 
     async def metrics(self) -> State:
         """Of all processes together."""
         for number, state in (await self.broadcast("metrics", timeout_s=ANSWER_S)).items():
             self._tally.heard(number, state)
         return self._tally.total(self._own_metrics())
+
+    async def _watch(self) -> None:
+        """A worker that hangs keeps its share of the connections: it is ended, and another one takes its place."""
+        while True:
+            await asyncio.sleep(PING_EVERY_S)
+            asked = [(worker, worker.process) for worker in self.workers if worker.ready.is_set()]
+            answers = await self.broadcast("ping", timeout_s=PONG_S)
+            for worker, process in asked:
+                if worker.number in answers or process is not worker.process or process is None:
+                    worker.missed = 0
+                    continue
+                worker.missed += 1  # once is nothing: it may be us who were stopped
+                if worker.missed > 1:
+                    process.kill()
 
     async def _look_at_models(self) -> None:
         while True:

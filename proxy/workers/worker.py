@@ -98,15 +98,19 @@ class _Worker:
 
     async def run(self, end: socket.socket) -> int:
         self._started = asyncio.get_running_loop().create_future()
-        handlers: dict[str, Handler] = {
+        asked: dict[str, Handler] = {
+            "configure": self._configure,
+            "metrics": lambda number: self._link.answer(number, self._metrics.state()),
+            "ping": lambda number: self._link.answer(number, True),
+        }
+        told: dict[str, Handler] = {
             "start": lambda told: self._started.set_result(start_from(told)),
             "stop": self._stop,
-            "configure": self._configure,
             "models": self._show_models,
-            "metrics": lambda number: self._link.answer(number, self._metrics.state()),
             "cancel": lambda number: None,  # what main asks is done at once, or to be done anyway
+            **self._places.told(),
         }
-        self._link = link = await connect(end, {**handlers, **self._places.handlers()}, self._main_is_gone)
+        self._link = link = await connect(end, asked, told, self._main_is_gone)
         self._places.open(link)
         try:
             start = await self._started
@@ -114,6 +118,7 @@ class _Worker:
             return 1
         self._grace_s = start.config.server.shutdown_grace_s
         log, lines = configure_shared(start.state_dir)
+        self._log = log
         secrets = Secrets(StateDir(start.state_dir).secret())
         control = self._control = RemoteControl(link, start.config, start.models, secrets.is_agent)
         application = self._application = self._make(start, Services(control, self._places, self._metrics, log, lines))
@@ -159,8 +164,9 @@ class _Worker:
                 config = config_from(told)
                 self._control.configure(config)
                 await self._application.configure(config)
-            except GatewayError as error:
-                self._link.fail(number, error)
+            except Exception:  # main has checked it; it puts another worker in the place of one that cannot
+                self._log.exception("configuration_not_taken")
+                self._link.fail(number, GatewayError("The configuration could not be gone by."))
             else:
                 self._link.answer(number, True)
 

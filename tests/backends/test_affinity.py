@@ -57,7 +57,7 @@ def test_odd_bodies_have_none(body: Any) -> None:
 def test_the_hash_is_the_same_in_another_process() -> None:
     code = (
         "from backends.affinity import affinity_of; from backends.base import Call;"
-        f"print(affinity_of(Call('', '', 'm', {{'prompt': {LONG!r}}}, b'')))"
+        f"print(affinity_of(Call('', '', 'm', {{'prompt': {LONG!r}}}, b' ' * 2000)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert int(done.stdout) == affinity_of(call("/v1/completions", prompt=LONG))

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from backends import engine_info, health
 from backends.compose import Options, backend_for
 from backends.fixed import FixedEndpoint, FixedEndpoints
 from backends.model_places import ModelPlaces
@@ -71,6 +72,13 @@ async def test_more_choices_than_slots(chatting: FixedEndpoints) -> None:
     assert all(text(chunks, index) for index in range(6))
     assert chunks[-1]["usage"]["completion_tokens"] == 18
     await backend.aclose()
+
+
+async def test_it_says_how_many_it_takes(chatting: FixedEndpoints) -> None:
+    (endpoint,) = chatting.endpoints(NAME)
+    takes = (await engine_info.ask("llamacpp", endpoint)).takes
+    assert takes is not None
+    assert await health.answers(endpoint)
 
 
 async def test_completions(chatting: FixedEndpoints) -> None:

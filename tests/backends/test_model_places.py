@@ -1,4 +1,4 @@
-"""Seats and queue of one model, in one event loop: who gets in, who waits, who is sent away, and what is left: nothing."""
+"""Seats and queue of one model, in one loop: who gets in, who waits, who is sent away, and what is left: nothing."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+import orjson
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -78,7 +79,7 @@ def places_of(*endpoints: FixedEndpoint, health: Health | None = None, **rules: 
 
 def call(owner: str = "", **more: Any) -> Call:
     body = {"messages": [{"role": "user", "content": more.pop("text", "hi")}]}
-    return Call("req_1", "/v1/chat/completions", "m", body, b"{}", key_id=owner, **more)
+    return Call("req_1", "/v1/chat/completions", "m", body, orjson.dumps(body), key_id=owner, **more)
 
 
 def taken(places: ModelPlaces, asked: Call | None = None, avoid: frozenset[str] = frozenset()) -> Seat:

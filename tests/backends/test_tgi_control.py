@@ -19,7 +19,7 @@ async def test_an_engine_tells_its_limits() -> None:
         assert isinstance(info, Info)
         assert (info.model_id, info.version) == ("org/model", "3.3.7")
         assert (info.max_concurrent_requests, info.max_total_tokens, info.max_stop_sequences) == (64, 4096, 4)
-        assert engine.requests[0].headers["authorization"] == "Bearer the-engine's"
+        assert engine.questions[0].headers["authorization"] == "Bearer the-engine's"
 
 
 async def test_it_generates_natively() -> None:
@@ -35,7 +35,7 @@ async def test_the_users_own_token_stays_at_home(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     async with SpeaksTGI() as engine:
         await Control(engine.url).info()
-        assert "hf_secret" not in str(engine.requests[0].headers)
+        assert "hf_secret" not in str(engine.questions[0].headers)
 
 
 async def test_what_goes_wrong_is_ours() -> None:

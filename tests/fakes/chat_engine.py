@@ -43,8 +43,8 @@ class Engine:
 
     def __init__(self) -> None:
         self.requests: list[Request] = []
-        self.questions: list[str] = []
-        """Paths that were asked without a body: after its health, its limits."""
+        self.questions: list[Request] = []
+        """Those without a body: after its health, its limits."""
         self.arrived = asyncio.Condition()
         self.connections = 0
 
@@ -87,7 +87,7 @@ class Engine:
                     if raw:
                         self.requests.append(request)
                     else:
-                        self.questions.append(path)
+                        self.questions.append(request)
                     self.arrived.notify_all()
 
                 async def write(data: bytes) -> None:

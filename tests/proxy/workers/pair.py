@@ -17,13 +17,20 @@ class Pair:
     lost: list[str] = field(default_factory=list)
 
 
+Handlers = Mapping[str, Handler]
+NOTHING: Handlers = {}
+
+
 @asynccontextmanager
-async def linked(worker: Mapping[str, Handler], main: Mapping[str, Handler]) -> AsyncIterator[Pair]:
+async def linked(
+    *, asked: Handlers = NOTHING, told: Handlers = NOTHING, worker: Handlers = NOTHING, worker_asked: Handlers = NOTHING
+) -> AsyncIterator[Pair]:
+    """`asked` and `told` are main's, the others the worker's."""
     one, other = socket.socketpair()
     lost: list[str] = []
     pair = Pair(
-        await connect(one, worker, lambda: lost.append("worker")),
-        await connect(other, main, lambda: lost.append("main")),
+        await connect(one, worker_asked, worker, lambda: lost.append("worker")),
+        await connect(other, asked, told, lambda: lost.append("main")),
         lost,
     )
     try:

@@ -1,4 +1,6 @@
-"""A gateway of several processes as a program: `python -m tests.proxy.workers.program CONFIG STATE_DIR PORT [COMMAND ...]`.
+"""A gateway of several processes as a program.
+
+    python -m tests.proxy.workers.program CONFIG STATE_DIR PORT [COMMAND ...]
 
 COMMAND starts a worker, the real one by default. One line on standard output says that all workers serve.
 """
@@ -14,6 +16,7 @@ from pathlib import Path
 
 import uvloop
 
+from proxy import operator_socket
 from proxy.config import load
 from proxy.database import open_database
 from proxy.state import StateDir
@@ -36,7 +39,7 @@ async def main(config_file: str, state_dir: str, port: str, *command: str) -> in
         gateway_url=f"http://127.0.0.1:{port}",
         loopback_only=True,
         listeners=listen("127.0.0.1", int(port), config.server.workers),
-        operators=None,
+        operators=operator_socket.listen(state.operator_socket),
         log=log,
         lines=lines,
         reread=lambda: load(Path(config_file)),

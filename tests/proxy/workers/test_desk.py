@@ -12,7 +12,7 @@ import pytest
 import structlog
 
 from backends.base import Call
-from backends.errors import GatewayError, InvalidRequest, QueueFull, RateLimited, Unavailable
+from backends.errors import GatewayError, InvalidRequest, NotFound, QueueFull, RateLimited, Unavailable
 from backends.fixed import FixedEndpoint, FixedEndpoints
 from backends.model_places import ModelPlaces
 from backends.places import Outcome, Places, Seat, Want
@@ -20,7 +20,7 @@ from backends.replica_set import Rules
 from proxy.config import Config, ConfigError, parse
 from proxy.limits.local import Limits
 from proxy.limits.seam import Headers
-from proxy.metrics import State
+from proxy.metrics import State, merged
 from proxy.principals import ANYBODY, Allowance, Principal
 from proxy.reload import Changes
 from proxy.workers.desk import TOLD_AT_MOST, Deciders, Desk, Principals
@@ -59,6 +59,11 @@ class FakeControl:
         self.reports.append((replica_id, body))
         return {"command": "run", "in_flight": 3}
 
+    async def operate(self, verb: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        if arguments["model"] != "m":
+            raise NotFound("No such model.", param="model", code="model_not_found")
+        return {"verb": verb, **arguments}
+
     async def reload(self) -> Changes:
         await self.reload_goes.wait()
         self.reloads += 1
@@ -87,7 +92,7 @@ class Main:
     async def worker(self) -> AsyncIterator[Worker]:
         desk = Desk(self.deciders(), self.principals, structlog.get_logger())
         all_places = AllPlaces()
-        async with linked(all_places.handlers(), desk.handlers()) as pair:
+        async with linked(asked=desk.asked(), told=desk.told(), worker=all_places.told()) as pair:
             desk.open(pair.main)
             all_places.open(pair.worker)
             yield Worker(desk, pair.worker, all_places.of("m"), all_places)
@@ -217,8 +222,13 @@ async def test_the_address_of_a_replica_is_told_once_and_again_when_it_has_moved
     main = Main()
     told: list[Any] = []
     async with main.worker() as worker:
-        original = worker.all._endpoint
-        worker.link._handlers["endpoint"] = lambda *values: (told.append(values), original(*values))
+        original = worker.link._handlers["endpoint"]
+
+        def endpoint(*values: Any) -> None:
+            told.append(values)
+            original(*values)
+
+        worker.link._handlers["endpoint"] = endpoint
         for _ in range(5):
             (await worker.places.wait(call())).leave(Outcome.SERVED)
         assert len(told) == 1
@@ -269,7 +279,7 @@ async def test_a_model_that_main_no_longer_serves_is_a_503() -> None:
     main = Main()
     async with main.worker() as worker:
         del main.places["m"]
-        with pytest.raises(Unavailable, match="m is no longer served here"):
+        with pytest.raises(Unavailable, match="no longer served here"):
             await worker.places.wait(call())
 
 
@@ -406,6 +416,42 @@ async def test_a_fault_in_main_is_a_500_for_the_worker_and_the_link_goes_on(
         assert await remote.report("r1", {}) == {"command": "run", "in_flight": 3}
 
 
+async def test_what_operators_tell_a_worker_is_done_in_main() -> None:
+    main = Main()
+    async with main.worker() as worker:
+        remote = control(worker)
+        told = {"model": "m", "replicas": None}
+        assert await remote.operate("scale", told) == {"verb": "scale", **told}
+        with pytest.raises(NotFound, match="No such model") as caught:
+            await remote.operate("scale", {"model": "n"})
+        assert caught.value.param == "model"
+
+
+async def test_a_fault_in_deciding_is_a_500_and_the_worker_keeps_what_it_holds(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Faulty:
+        def take_want(self, want: Want) -> Seat | None:
+            raise ZeroDivisionError
+
+        async def wait_want(self, want: Want) -> Seat:
+            raise AssertionError
+
+    main = Main()
+    async with main.worker() as worker:
+        seat = await worker.places.wait(call())
+        healthy, main.places["m"] = main.places["m"], Faulty()  # type: ignore[assignment]
+        with pytest.raises(GatewayError) as caught:
+            await worker.places.wait(call())
+        assert caught.value.status == 500
+        assert "could not be handled: place" in caplog.text
+        main.places["m"] = healthy
+        assert healthy.in_flight("r1") == 1
+        seat.leave(Outcome.SERVED)
+        await worker.settled()
+        assert healthy.in_flight("r1") == 0
+
+
 async def test_a_reload_asked_for_in_a_worker_is_mains_and_so_are_its_mistakes() -> None:
     main = Main()
     main.control.reload_goes.set()
@@ -413,7 +459,7 @@ async def test_a_reload_asked_for_in_a_worker_is_mains_and_so_are_its_mistakes()
         remote = control(worker)
         assert await remote.reload() == Changes(added=("n",), limits=True)
         main.control.mistakes = ["models.m: is missing"]
-        with pytest.raises(ConfigError, match="models.m: is missing"):
+        with pytest.raises(ConfigError, match="is missing"):
             await remote.reload()
 
 
@@ -437,4 +483,4 @@ async def test_models_are_as_main_has_said_last() -> None:
         assert (remote.endpoints(), remote.state_of("m"), remote.context_length("m")) == ({}, "starting", None)
         remote.models = {"m": ModelNow(2, "ready", 4096)}
         assert (remote.endpoints(), remote.state_of("m"), remote.context_length("m")) == ({"m": 2}, "ready", 4096)
-        assert await remote.metrics() == {"slurmgate_requests_in_flight": [[[], 5]]}
+        assert merged([await remote.metrics()]) == {"slurmgate_requests_in_flight": [([], 5)]}

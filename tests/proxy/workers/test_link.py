@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -25,7 +26,7 @@ def test_messages_are_whole_however_their_bytes_are_cut(messages: list[list[Any]
     data = b"".join(map(frame, messages))
     edges = sorted({0, len(data), *(cut for cut in cuts if cut < len(data))})
     framing, arrived = Framing(), []
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in pairwise(edges):
         arrived += framing.feed(data[start:end])
     assert arrived == messages
 
@@ -44,8 +45,8 @@ class CountingTransport(asyncio.Transport):
         pass
 
 
-def counted(handlers: dict[str, Any] | None = None) -> tuple[Link, CountingTransport]:
-    link, transport = Link(handlers or {}, lambda: None), CountingTransport()
+def counted(asked: dict[str, Any] | None = None) -> tuple[Link, CountingTransport]:
+    link, transport = Link(asked or {}, {}, lambda: None), CountingTransport()
     link.connection_made(transport)
     return link, transport
 
@@ -64,7 +65,9 @@ async def test_what_many_requests_say_in_one_turn_of_the_loop_is_one_write() -> 
 
 
 async def test_all_answers_to_what_came_in_one_read_are_one_write() -> None:
-    link, transport = counted({"echo": lambda number, value: link.answer(number, value)})
+    answered: list[Link] = []
+    link, transport = counted({"echo": lambda number, value: answered[0].answer(number, value)})
+    answered.append(link)
     link.data_received(b"".join(frame(["echo", number, "x"]) for number in range(500)))
     assert len(transport.writes) == 1, "and it has not waited for another turn of the loop"
     assert Framing().feed(transport.writes[0])[499] == ["=", 499, "x"]
@@ -72,7 +75,7 @@ async def test_all_answers_to_what_came_in_one_read_are_one_write() -> None:
 
 async def test_answers_find_who_asked_in_whatever_order_they_come() -> None:
     waiting: list[tuple[int, int]] = []
-    async with linked({}, {"double": lambda number, value: waiting.append((number, value))}) as pair:
+    async with linked(asked={"double": lambda *question: waiting.append(question)}) as pair:
         asked = [asyncio.ensure_future(pair.worker.ask("double", value)) for value in range(50)]
         await until(lambda: len(waiting) == 50)
         for number, value in reversed(waiting):
@@ -83,16 +86,17 @@ async def test_answers_find_who_asked_in_whatever_order_they_come() -> None:
 async def test_both_sides_may_ask_at_the_same_time() -> None:
     pair: Pair
     async with linked(
-        {"who": lambda number: pair.worker.answer(number, "worker")},
-        {"who": lambda number: pair.main.answer(number, "main")},
+        worker_asked={"who": lambda number: pair.worker.answer(number, "worker")},
+        asked={"who": lambda number: pair.main.answer(number, "main")},
     ) as pair:
-        assert await asyncio.gather(pair.worker.ask("who"), pair.main.ask("who")) == ["main", "worker"]
+        answers = await asyncio.gather(pair.worker.ask("who"), pair.main.ask("who"))
+        assert list(answers) == ["main", "worker"]
 
 
 async def test_an_error_is_raised_where_the_question_was_asked() -> None:
     pair: Pair
     full = QueueFull("256 requests wait already.", retry_after_s=3.5)
-    async with linked({}, {"place": lambda number: pair.main.fail(number, full)}) as pair:
+    async with linked(asked={"place": lambda number: pair.main.fail(number, full)}) as pair:
         with pytest.raises(QueueFull, match="256 requests wait already") as caught:
             await pair.worker.ask("place")
         assert caught.value.retry_after_s == 3.5
@@ -101,7 +105,7 @@ async def test_an_error_is_raised_where_the_question_was_asked() -> None:
 async def test_who_stops_waiting_says_so_and_a_late_answer_disturbs_nobody() -> None:
     asked: list[int] = []
     cancelled: list[int] = []
-    async with linked({}, {"place": asked.append, "cancel": cancelled.append}) as pair:
+    async with linked(asked={"place": asked.append}, told={"cancel": cancelled.append}) as pair:
         task = asyncio.ensure_future(pair.worker.ask("place"))
         await until(lambda: asked)
         task.cancel()
@@ -119,7 +123,7 @@ async def test_an_answer_that_comes_in_the_very_moment_of_giving_up_is_given_up_
     """Its seat is main's to take back: it cannot know that nobody has sat down."""
     asked: list[int] = []
     cancelled: list[int] = []
-    async with linked({}, {"place": asked.append, "cancel": cancelled.append}) as pair:
+    async with linked(asked={"place": asked.append}, told={"cancel": cancelled.append}) as pair:
         task = asyncio.ensure_future(pair.worker.ask("place"))
         await until(lambda: asked)
         pair.worker.data_received(frame(["=", asked[0], "a seat"]))
@@ -130,7 +134,7 @@ async def test_an_answer_that_comes_in_the_very_moment_of_giving_up_is_given_up_
 
 async def test_nobody_waits_for_a_process_that_is_gone() -> None:
     asked: list[int] = []
-    async with linked({}, {"place": asked.append}) as pair:
+    async with linked(asked={"place": asked.append}) as pair:
         task = asyncio.ensure_future(pair.worker.ask("place"))
         await until(lambda: asked)
         pair.main.close()
@@ -145,7 +149,7 @@ async def test_nobody_waits_for_a_process_that_is_gone() -> None:
 
 async def test_what_was_said_before_closing_arrives() -> None:
     heard: list[int] = []
-    async with linked({}, {"leave": heard.append}) as pair:
+    async with linked(told={"leave": heard.append}) as pair:
         for number in range(100):
             pair.worker.tell("leave", number)
         pair.worker.close()
@@ -155,7 +159,7 @@ async def test_what_was_said_before_closing_arrives() -> None:
 
 async def test_a_message_that_is_no_json_is_the_mistake_of_who_sends_it_alone() -> None:
     heard: list[str] = []
-    async with linked({}, {"say": heard.append}) as pair:
+    async with linked(told={"say": heard.append}) as pair:
         pair.worker.tell("say", "before")
         with pytest.raises(TypeError):
             pair.worker.tell("say", object())

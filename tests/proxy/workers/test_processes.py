@@ -14,6 +14,7 @@ import httpx
 import pytest
 from sqlalchemy import text
 
+from proxy import operator_socket
 from proxy.database import open_database
 from tests.fakes.chat_engine import Answers, Engine
 from tests.waiting import until
@@ -86,7 +87,9 @@ async def test_usage_of_all_workers_adds_up(tmp_path: Path) -> None:
         assert await gateway.ended() == 0
         database = open_database(gateway.state.database)
         with database.connect() as connection:
-            row = connection.execute(text("SELECT sum(requests), sum(prompt_tokens), sum(completion_tokens) FROM usage"))
+            row = connection.execute(
+                text("SELECT sum(requests), sum(prompt_tokens), sum(completion_tokens) FROM usage")
+            )
             assert tuple(row.one()) == (200, 200 * 7, 200 * 3)
         database.dispose()
         assert gateway.served_by().total() == 200
@@ -103,18 +106,18 @@ async def test_models_and_their_states_are_shown_by_every_worker(tmp_path: Path)
             assert {answer.text for answer in ready} == {'{"status":"ready","models":{"m":1}}'}
 
 
-async def test_a_reload_reaches_every_worker(tmp_path: Path) -> None:
+async def test_a_reload_asked_for_at_the_operators_socket_reaches_every_worker(tmp_path: Path) -> None:
     async with Answers() as engine, Many(tmp_path, config(engine)) as gateway:
         gateway.write_config(config(engine, 'aliases = ["other"]'))
         async with client(gateway) as asking:
             await asyncio.gather(*(asking.get("/ready") for _ in range(64)))
-            done = await asking.post("/admin/reload")
-            assert done.json()["changed"] == ["m"], done.text
+            done = await asyncio.to_thread(operator_socket.ask, gateway.state.operator_socket, "POST", "/admin/reload")
+            assert done["changed"] == ["m"]
             answers = await asyncio.gather(*(asking.post(CHAT, json={**BODY, "model": "other"}) for _ in range(64)))
             assert {answer.status_code for answer in answers} == {200}
             gateway.write_config("[models]")
-            refused = await asking.post("/admin/reload")
-            assert refused.status_code == 400
+            with pytest.raises(operator_socket.OperatorError, match="Nothing was changed"):
+                await asyncio.to_thread(operator_socket.ask, gateway.state.operator_socket, "POST", "/admin/reload")
             assert await ask(asking, 32) == {200: 32}
 
 
@@ -230,9 +233,7 @@ def to_every_process_as_a_service_manager_does(gateway: Many) -> None:
         kill(pid, signal.SIGTERM)
 
 
-@pytest.mark.parametrize(
-    "tell", [to_main, to_the_group_as_a_terminal_does, to_every_process_as_a_service_manager_does]
-)
+@pytest.mark.parametrize("tell", [to_main, to_the_group_as_a_terminal_does, to_every_process_as_a_service_manager_does])
 async def test_streams_finish_before_the_gateway_ends(tmp_path: Path, tell: Callable[[Many], None]) -> None:
     async with StreamsUntilTold() as engine, Many(tmp_path, config(engine, grace_s=30.0)) as gateway:
 
