@@ -10,12 +10,24 @@
                       |- Fanout       fanout.py      n choices from an engine that gives one; together.py
                       |- Embeddings   embeddings.py  token ids, batches, base64, dimensions; cl100k.py
                       |- Rerank, Tokenize            rerank.py, tokenize.py
-                      `- ReplicaBackend  replicas.py fewest in flight, another replica before the first byte
+                      `- ReplicaBackend  replicas.py a seat, an attempt; another one before the first byte:
+                            |                           retries.py, retry_budget.py
+                            |- Places    places.py   the seam to who knows the load of all replicas, see below
                             |- Dialect   dialects/   what an engine says differently, pure
+                            |- Origins   origins.py  a pool for each engine, and whether anybody is there: health.py
                             |- Pool      transport.py   pooled HTTP/1.1 client; connection.py: one socket
                             |- EventFilter   sse.py  usage, errors and the end of a stream, pure
                             `- engine_error  engine_errors.py  an engine's error body -> ours, pure
 
+    Places.take, wait --> Seat --leave--> Outcome
+        |
+        ModelPlaces   model_places.py   decides in this process; wants.py: a call as values, for others that ask it
+            |- ReplicaSet   replica_set.py   what each has and may have: admission.py; in rotation or not: breaker.py;
+            |                                which one is next: routing.py, affinity.py (all pure)
+            `- ModelQueue   model_queue.py   who waits, until when; whose turn: waiting_line.py; how long it takes:
+                                             service_rate.py (both pure)
+
+    engine_info.py   what an engine says of its own limits
     fixed.py    engines that run already: a launcher that launches nothing
     errors.py   the error tree; every error knows its HTTP status and its OpenAI type and code
 

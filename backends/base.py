@@ -125,8 +125,8 @@ class EventStream(ABC):
         """
 
     def pass_chunks_to(self, sink: Callable[[bytes], bool]) -> None:  # noqa: B027  # as above
-        """... after `pass_to`: this sink takes an event inside one chunk of HTTP/1.1, as it was on the wire (framing.py).
-        Those that come so may go there, and to the other sink no more."""
+        """... after `pass_to`: this sink takes an event inside one chunk of HTTP/1.1, as it was on the wire.
+        Those that come so may go there, and to the other sink no more (framing.py)."""
 
     @abstractmethod
     def close(self) -> None:

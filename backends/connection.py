@@ -244,8 +244,7 @@ class Connection(asyncio.Protocol):
         if status >= 400 and self._unsent:
             self._unsent = self._unsent[:0]  # it does not want the rest
             self._keep_alive = False
-        if status != 200 or not response.is_event_stream:
-            self._wake()  # else there is nothing to do before the first event, which wakes
+        self._wake()
 
     def on_chunk_header(self) -> None:
         self._chunk_over = False

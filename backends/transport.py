@@ -235,9 +235,6 @@ class Response:
     def content_type(self) -> bytes:
         return self.header(b"content-type")
 
-    @property
-    def is_event_stream(self) -> bool:
-        return b"event-stream" in self.header(b"content-type")
 
     async def next(self) -> bytes:
         """What has arrived since the last call, waiting if nothing has; b"" at the end.

@@ -91,7 +91,7 @@ class Token:
 
 @dataclass(slots=True)
 class Counts:
-    """Since the start; the peaks since `peaks_again`."""
+    """Since the start; the peaks, of what is there while a step runs, since `peaks_again`."""
 
     steps: int = 0
     preemptions: int = 0
@@ -156,7 +156,6 @@ class EngineModel:
             self.counts.refused += 1
             raise QueueIsFull
         self._waiting.append(_Sequence(job))
-        self.counts.peak_waiting = max(self.counts.peak_waiting, self.waiting)
 
     def cancel(self, job_id: int) -> None:
         """Its client has gone. Unknown ids are none of ours any more."""
@@ -179,6 +178,7 @@ class EngineModel:
         counts = self.counts
         counts.steps += 1
         counts.busy_s += took
+        counts.peak_waiting = max(counts.peak_waiting, self.waiting)
         counts.peak_running = max(counts.peak_running, self.running)
         counts.peak_cache_tokens = max(counts.peak_cache_tokens, self._places)
         return took

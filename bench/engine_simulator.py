@@ -273,6 +273,12 @@ async def serve(simulator: Simulator, port: int) -> None:
     await server.serve_forever()
 
 
+def precise_loop() -> asyncio.AbstractEventLoop:
+    """The timers of uvloop and of epoll count milliseconds, and a step is a few of those. select() takes microseconds;
+    it also takes no more than a thousand connections."""
+    return asyncio.SelectorEventLoop(selectors.SelectSelector())
+
+
 def positive(text: str) -> float:
     value = float(text)
     if not 0 < value < float("inf"):
@@ -288,10 +294,8 @@ def main() -> None:
     parser.add_argument("--speed", type=positive, default=1.0, help="of the simulated world (1)")
     options = parser.parse_args()
     simulator = Simulator(PROFILES[options.profile].speeds, model=options.model or options.profile, speed=options.speed)
-    with contextlib.suppress(KeyboardInterrupt):
-        # uvloop's and epoll's timers are milliseconds; a step is a few of them. select() takes microseconds.
-        with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(selectors.SelectSelector())) as runner:
-            runner.run(serve(simulator, options.port))
+    with contextlib.suppress(KeyboardInterrupt), asyncio.Runner(loop_factory=precise_loop) as runner:
+        runner.run(serve(simulator, options.port))
 
 
 if __name__ == "__main__":

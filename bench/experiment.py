@@ -101,13 +101,13 @@ QUICK = (Step(1, 2, 1), Step(4, 2, 1))
 class Level:
     """One number of users.
 
-    engine       the simulator's peaks and counts, by target
+    engine       the simulator's counts so far, and its peaks at this level
     gateway_cpu  of the gateway's process while it was measured, as a share of one core
     """
 
     users: int
     figures: dict[str, Figures] = field(default_factory=dict)
-    engine: dict[str, dict[str, Any]] = field(default_factory=dict)
+    engine: dict[str, Any] = field(default_factory=dict)
     gateway_cpu: float = 0.0
 
 
@@ -259,9 +259,12 @@ def run(setups: Sequence[Setup]) -> list[Measured]:
     async def all_of_them(engines: dict[str, Place], gateway: Place, pid: int) -> list[Measured]:
         return [await run_setup(setup, engines[setup.profile], gateway, pid) for setup in setups]
 
-    with tempfile.TemporaryDirectory() as directory, started(setups, Path(directory)) as (engines, gateway, pid):
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            return runner.run(all_of_them(engines, gateway, pid))
+    with (
+        tempfile.TemporaryDirectory() as directory,
+        started(setups, Path(directory)) as (engines, gateway, pid),
+        asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
+    ):
+        return runner.run(all_of_them(engines, gateway, pid))
 
 
 # -- telling ---------------------------------------------------------------------------------------------------------
@@ -278,11 +281,11 @@ def markdown(measured: Sequence[Measured]) -> str:
 
 
 def _latencies(one: Measured) -> str:
-    titles = (
-        "users | tokens/s: model | direct | gateway | TTFT p50, ms: model | direct | gateway | TTFT p99: direct | "
-        "gateway | ITL p50: direct | gateway | end to end p50: direct | gateway | waiting | cache | failed: direct | "
-        "gateway"
-    ).split(" | ")
+    titles = [
+        *("users", "tokens/s: model", "direct", "gateway", "TTFT p50, ms: model", "direct", "gateway"),
+        *("TTFT p99: direct", "gateway", "ITL p50: direct", "gateway", "end to end p50: direct", "gateway"),
+        *("waiting", "cache", "failed: direct", "gateway"),
+    ]
     rows = []
     for level in one.levels:
         model, direct, ours = (level.figures[name] for name in (MODEL, DIRECT, GATEWAY))

@@ -57,6 +57,7 @@ class Gateway:
             in_flight=self._in_flight,
             reload=self.reload,
             on_wait=metrics.observe_wait,
+            first_tokens=metrics.first_tokens,
         )
         self.serving = Serving(
             config,

@@ -19,12 +19,14 @@ from backends.fixed import FixedEndpoint, FixedEndpoints
 from backends.model_places import ModelPlaces
 from backends.model_queue import OnWait
 from backends.replica_set import Rules
+from slurm_launcher.autoscale import Allowance as ServiceAllowance
 from slurm_launcher.loop import Launcher, Pace
 from slurm_launcher.reports import BadReport, parse_report
 from slurm_launcher.spec import Secrets
 from slurm_launcher.store import ReplicaStore
 
 from .config import Config, Model
+from .demand import Demands
 from .engine_limits import Asked, EngineLimits
 from .launching import Builder, clusters_of, site_of
 from .limits.local import Limits
@@ -40,6 +42,7 @@ class LocalControl:
 
     in_flight   how many requests are on a replica now
     reload      reads the configuration again, and has this and whoever answers go by it
+    first_tokens   how many times to first token of a model have fallen into each bucket, for its scaling
     sources     where each model's engines come from: the launcher, or fixed addresses
     places      where the requests of each of these models run
     """
@@ -55,6 +58,7 @@ class LocalControl:
         in_flight: Callable[[str], int],
         reload: Callable[[], Awaitable[Changes]],
         on_wait: OnWait | None = None,
+        first_tokens: Callable[[str], list[int]] | None = None,
     ) -> None:
         self.config = config
         self._on_wait = on_wait
@@ -63,6 +67,11 @@ class LocalControl:
         secrets = Secrets(state.secret())
         self._build = Builder(config, self._site, secrets)
         self._build.check(config.specs)
+        demands = Demands(
+            lambda: self.places,
+            engine_of=lambda model: self.config.models[model].engine,
+            first_tokens=first_tokens or (lambda model: []),
+        )
         self.launcher = Launcher(
             clusters_of(config, state),
             config.specs,
@@ -71,6 +80,8 @@ class LocalControl:
             store=ReplicaStore(database, state.identity),
             build=self._build,
             in_flight=in_flight,
+            demand=demands.of,
+            allowance=ServiceAllowance(config.launcher.max_pending_jobs, config.launcher.max_gpus),
             log=log,
             pace=Pace(config.launcher.poll_busy_s, config.launcher.poll_calm_s, min(2.0, config.launcher.poll_busy_s)),
         )
@@ -190,14 +201,21 @@ def defaults_of(config: Config) -> Allowance:
     return Allowance(**config.limits.model_dump())
 
 
+FALLBACK_WAIT_S = 5.0
+"""How long a request waits for the first replica of a model that another one can stand in for, unless told."""
+
+
 def rules_of(model: Model) -> Rules:
     """What the configuration says of a model's places."""
+    replica_wait_s = model.timeouts.replica_wait_s
+    if "replica_wait_s" not in model.timeouts.model_fields_set and any("unavailable" in f.on for f in model.fallbacks):
+        replica_wait_s = min(replica_wait_s, FALLBACK_WAIT_S)
     return Rules(
         max_in_flight=model.max_in_flight,
         affinity=model.affinity,
         queue_size=model.queue.size,
         queue_wait_s=model.queue.wait_s,
-        replica_wait_s=model.timeouts.replica_wait_s,
+        replica_wait_s=replica_wait_s,
     )
 
 

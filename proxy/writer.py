@@ -77,7 +77,9 @@ class Exchange:
         self.streamed = 0
         self._head = b""
         self._chunked = False
-        self._open = False  # pieces may be pushed: the head of a chunked answer is out, its end is not, the client reads
+        self._open = (
+            False  # pieces may be pushed: the head of a chunked answer is out, its end is not, the client reads
+        )
         self._news = False  # something happened that `receive` has not told yet
         self._waiter: asyncio.Future[None] | None = None
         self._task: asyncio.Task[None] | None = None

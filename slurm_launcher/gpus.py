@@ -158,5 +158,11 @@ def _size(family: str, words: str) -> int | None:
     for (other, word), gb in _SIZES_IN_WORDS.items():
         if other == family and re.search(rf"(?<![a-z]){word}(?![0-9a-z])", words):
             return gb
+    sizes = _FAMILIES[family]
+    plain = {int(word) for word in words.split() if word.isdigit()} & sizes.keys()  # h100-96
+    if len(plain) == 1:
+        return plain.pop()
     match = _SIZE.search(words)
-    return int(match[1]) if match else None
+    if match is None or int(match[1]) > 2 * max(sizes):  # "GH200 480GB" counts what its CPU has
+        return None
+    return int(match[1])

@@ -64,7 +64,7 @@ def test_backends_and_launcher_are_joined_by_the_deciding_half_alone() -> None:
         for path in SOURCES
         if path.parts[-2] == "proxy" and {"backends", "slurm_launcher"} <= set(imported(ast.parse(path.read_text())))
     }
-    assert joining <= {"proxy/local_control.py", "proxy/operations.py"}
+    assert joining <= {"proxy/local_control.py", "proxy/operations.py", "proxy/demand.py"}
 
 
 def test_the_packages_that_are_installed_are_all_there_are() -> None:

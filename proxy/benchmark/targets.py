@@ -59,12 +59,17 @@ def place_of(url: str, key: str = "") -> Place:
         port = None
     else:
         port = port or {"http": 80, "https": 443}.get(parts.scheme)
-    if port is None or not parts.hostname or parts.query or parts.fragment or not url.isascii() or " " in url:
+    if port is None or not parts.hostname or parts.query or parts.fragment or not is_plain(url):
         raise Mistake(f"expected an address such as {DEFAULT_URL}/v1, found {url!r}")
     if parts.username or parts.password:
         raise Mistake("keys do not belong into addresses: put yours into an environment variable (--key-env)")
     prefix = parts.path.rstrip("/").removesuffix("/v1")
     return Place(parts.hostname, port, parts.scheme == "https", prefix, key)
+
+
+def is_plain(url: str) -> bool:
+    """Without what must not reach a request's head; urlsplit silently drops line ends."""
+    return url.isascii() and url.isprintable() and " " not in url
 
 
 def key_of(variable: str, *, asked_for: bool) -> str:

@@ -115,6 +115,14 @@ class Counts:
             waits = self._waits[model, priority] = Histogram(f.QUEUE_WAIT.bounds)
         waits.observe(seconds)
 
+    def first_tokens(self, model: str) -> list[int]:
+        """How many times to first token of a model have fallen into each bucket of `families.FIRST_TOKEN`."""
+        counts = [0] * (len(f.FIRST_TOKEN.bounds) + 1)
+        for (name, _), series in self._series.items():
+            if name == model:
+                counts = [a + b for a, b in zip(counts, series.first_token.counts, strict=True)]
+        return counts
+
     def look_at(self, replicas: Iterable[ReplicaView]) -> None:
         """What is known of replicas now; called often enough to see each of their states."""
         self._starts.look_at(replicas)

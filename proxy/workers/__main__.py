@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from proxy.database import open_database
+from proxy.database import database_of
 from proxy.serving import Serving
 from proxy.state import StateDir
 
@@ -18,7 +18,7 @@ def compose(start: Start, services: Services) -> Serving:
     return Serving(
         start.config,
         services.control,
-        open_database(StateDir(start.state_dir).database),
+        database_of(start.config, StateDir(start.state_dir)),
         places=lambda name: services.places.of(name, affinity=models[name].affinity),
         metrics=services.metrics,
         loopback_only=start.loopback_only,

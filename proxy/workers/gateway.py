@@ -17,10 +17,11 @@ from proxy.config import Config
 from proxy.keys import KeyStore
 from proxy.local_control import LocalControl
 from proxy.logging import LineWriter
-from proxy.metrics import Metrics
+from proxy.metrics import Metrics, load_of
 from proxy.providers import foreign_backends
 from proxy.reload import Changes, changes
 from proxy.state import StateDir
+from slurm_launcher.states import Replica
 
 from .desk import Deciders
 from .messages import ModelNow, Models, Start
@@ -64,10 +65,21 @@ class WorkersGateway:
         self._reread = reread
         self._reloading = asyncio.Lock()
         self._flushing: asyncio.Task[None] | None = None
-        self.control = control = LocalControl(
-            config, state, database, gateway_url=gateway_url, log=log, in_flight=self._in_flight, reload=self.reload
+        metrics = Metrics(
+            lambda: [(replica.model, replica.word) for replica in self._replicas()],
+            lambda: [load_of(places.snapshot()) for places in self.control.places.values()],
+            self._replicas,
         )
-        metrics = Metrics(lambda: [(r.model, r.word) for r in control.launcher.replicas()])
+        self.control = control = LocalControl(
+            config,
+            state,
+            database,
+            gateway_url=gateway_url,
+            log=log,
+            in_flight=self._in_flight,
+            reload=self.reload,
+            on_wait=metrics.observe_wait,
+        )
         self.workers = Supervisor(
             listeners,
             operators,
@@ -143,6 +155,9 @@ class WorkersGateway:
             name: ModelNow(endpoints, control.state_of(name), control.context_length(name))
             for name, endpoints in control.endpoints().items()
         }
+
+    def _replicas(self) -> list[Replica]:
+        return self.control.launcher.replicas()
 
     def _in_flight(self, replica_id: str) -> int:
         return sum(places.in_flight(replica_id) for places in self.control.places.values())

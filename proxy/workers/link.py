@@ -133,6 +133,12 @@ class Link(asyncio.Protocol):
 
     # -- in -----------------------------------------------------------------------------------------------------------
 
+    async def open(self, end: socket.socket) -> None:
+        """Speak over one end of a socket pair, which is the link's from now on. Messages may arrive before this
+        returns."""
+        end.setblocking(False)
+        await asyncio.get_running_loop().create_unix_connection(lambda: self, sock=end)
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._loop = asyncio.get_running_loop()
         self._transport = cast(asyncio.Transport, transport)
@@ -177,13 +183,3 @@ class Link(asyncio.Protocol):
         answer = self._asked.pop(number, None)
         if answer is not None and not answer.done():
             answer.set_exception(error_from(error))
-
-
-async def connect(
-    end: socket.socket, asked: Mapping[str, Handler], told: Mapping[str, Handler], lost: Callable[[], None]
-) -> Link:
-    """A link over one end of a socket pair, which is its from now on."""
-    end.setblocking(False)
-    loop = asyncio.get_running_loop()
-    _, link = await loop.create_unix_connection(lambda: Link(asked, told, lost), sock=end)
-    return link

@@ -23,7 +23,7 @@ from proxy.config import Config
 from proxy.metrics import State
 
 from .desk import Deciders, Desk, Principals
-from .link import Link, LinkLost, connect
+from .link import Link, LinkLost
 from .messages import Models, Start, config_to, models_to, start_to
 from .restarts import AT_MOST, Restarts
 from .tally import Tally
@@ -210,9 +210,10 @@ class Supervisor:
             lost.set()
             desk.gone()
 
+        link = Link(desk.asked(), {**desk.told(), "ready": worker.ready.set}, lose)
+        desk.open(link)
         try:
-            link = await connect(ours, desk.asked(), {**desk.told(), "ready": worker.ready.set}, lose)
-            desk.open(link)
+            await link.open(ours)
             worker.link, worker.desk = link, desk
             link.tell("start", start_to(self._start()))
             if self._ends:

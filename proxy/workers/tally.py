@@ -6,10 +6,7 @@ everything that was counted is counted again. So what a dead worker was last kno
 
 from __future__ import annotations
 
-from proxy.metrics import State, merged
-from proxy.metrics.families import FAMILIES, Kind
-
-_COUNTED = frozenset(family.name for family in FAMILIES if family.kind is not Kind.GAUGE)
+from proxy.metrics import State, counted, merged
 
 
 class Tally:
@@ -24,9 +21,7 @@ class Tally:
         self._last[worker] = state
 
     def died(self, worker: int) -> None:
-        last = self._last.pop(worker, {})
-        counted = {name: samples for name, samples in last.items() if name in _COUNTED}
-        self._gone = merged([self._gone, counted])
+        self._gone = merged([self._gone, counted(self._last.pop(worker, {}))])
 
     def total(self, own: State) -> State:
         """With the asking process' own."""

@@ -11,6 +11,7 @@ import asyncio
 import gc
 import signal
 import socket
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -20,7 +21,8 @@ from starlette.types import Receive, Scope, Send
 from structlog.typing import FilteringBoundLogger
 
 from backends.errors import GatewayError
-from proxy.config import Config
+from proxy.config import Config, ConfigError
+from proxy.database import DatabaseUnusable
 from proxy.logging import LineWriter
 from proxy.metrics import Metrics
 from proxy.server import Server
@@ -28,7 +30,7 @@ from proxy.state import StateDir
 from slurm_launcher.spec import Secrets
 
 from .lines import configure_shared
-from .link import Handler, Link, LinkLost, connect
+from .link import Handler, Link, LinkLost
 from .messages import Json, Start, config_from, models_from, start_from
 from .remote_control import RemoteControl
 from .remote_places import AllPlaces
@@ -77,7 +79,12 @@ def run(make: Make, arguments: Sequence[str] | None = None) -> int:
         signal.signal(number, signal.SIG_IGN)
     listeners = [socket.socket(fileno=file) for file in given.listen]
     worker = _Worker(make, listeners)
-    return asyncio.Runner(loop_factory=uvloop.new_event_loop).run(worker.run(socket.socket(fileno=given.link)))
+    end = socket.socket(fileno=given.link)
+    try:
+        return asyncio.Runner(loop_factory=uvloop.new_event_loop).run(worker.run(end))
+    except (ConfigError, DatabaseUnusable) as error:
+        sys.stderr.write(f"slurmgate: {error}\n")
+        return 1
 
 
 class _Worker:
@@ -110,8 +117,9 @@ class _Worker:
             "cancel": lambda number: None,  # what main asks is done at once, or to be done anyway
             **self._places.told(),
         }
-        self._link = link = await connect(end, asked, told, self._main_is_gone)
+        self._link = link = Link(asked, told, self._main_is_gone)
         self._places.open(link)
+        await link.open(end)
         try:
             start = await self._started
         except LinkLost:

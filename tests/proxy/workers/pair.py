@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from proxy.workers.link import Handler, Link, connect
+from proxy.workers.link import Handler, Link
 
 
 @dataclass
@@ -29,10 +29,12 @@ async def linked(
     one, other = socket.socketpair()
     lost: list[str] = []
     pair = Pair(
-        await connect(one, worker_asked, worker, lambda: lost.append("worker")),
-        await connect(other, asked, told, lambda: lost.append("main")),
+        Link(worker_asked, worker, lambda: lost.append("worker")),
+        Link(asked, told, lambda: lost.append("main")),
         lost,
     )
+    await pair.worker.open(one)
+    await pair.main.open(other)
     try:
         yield pair
     finally:

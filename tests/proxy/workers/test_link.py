@@ -65,9 +65,13 @@ async def test_what_many_requests_say_in_one_turn_of_the_loop_is_one_write() -> 
 
 
 async def test_all_answers_to_what_came_in_one_read_are_one_write() -> None:
-    answered: list[Link] = []
-    link, transport = counted({"echo": lambda number, value: answered[0].answer(number, value)})
-    answered.append(link)
+    links: list[Link] = []
+
+    def echo(number: int, value: str) -> None:
+        links[0].answer(number, value)
+
+    link, transport = counted({"echo": echo})
+    links.append(link)
     link.data_received(b"".join(frame(["echo", number, "x"]) for number in range(500)))
     assert len(transport.writes) == 1, "and it has not waited for another turn of the loop"
     assert Framing().feed(transport.writes[0])[499] == ["=", 499, "x"]
