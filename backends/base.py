@@ -167,6 +167,10 @@ class Endpoint(Protocol):
     def limit(self) -> int | None:
         """Requests it takes at once, where somebody knows: the engine's own limit or the configured one."""
 
+    @property
+    def ends_at(self) -> float | None:
+        """When it will be gone, in seconds since the epoch; None where nobody knows, or never."""
+
 
 class Launcher(Protocol):
     """What a backend needs of whoever starts engines."""

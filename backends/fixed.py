@@ -15,6 +15,7 @@ class FixedEndpoint:
     api_key: str = field(default="", repr=False)
     weight: float = 1.0
     limit: int | None = None
+    ends_at: float | None = None
 
 
 class FixedEndpoints:

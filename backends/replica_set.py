@@ -21,6 +21,10 @@ from .service_rate import ServiceRate
 _RANKINGS = 4096
 """Prefixes whose ranking is remembered."""
 
+_EXPECTED = 3.0
+_LEAST_EXPECTED_S = 5.0
+"""A request is taken to need three times the mean of the last ones: generation lengths spread widely."""
+
 _REST_S = 0.25
 _LONGEST_REST_S = 5.0
 """An engine that has no room is let alone for so long, twice as long each time."""
@@ -50,6 +54,7 @@ class Replica:
 
     __slots__ = (
         "breaker",
+        "dies_at",
         "endpoint",
         "in_flight",
         "is_calm",
@@ -66,6 +71,8 @@ class Replica:
         self.endpoint = endpoint
         self.replica_id = endpoint.replica_id
         self.weight = endpoint.weight
+        self.dies_at = math.inf
+        """When its time is over, by the set's clock."""
         self.seed = seed_of(endpoint.replica_id)
         self.in_flight = 0
         self.is_calm = True
@@ -137,6 +144,7 @@ class ReplicaSet:
         self._rotations: list[tuple[Replica, ...]] = []
         self._told: dict[str, int] = {}
         self._turn = 0
+        self._soonest = math.inf
         self._probes: set[asyncio.Task[None]] = set()
 
     # -- which one ----------------------------------------------------------------------------------------------------
@@ -147,7 +155,7 @@ class ReplicaSet:
         if len(replicas) == 1 and not avoid:
             replica = replicas[0]  # whatever its breaker says: there is no other
             return replica if replica.in_flight < replica.limit.now and replica.rests_until <= now else None
-        if not avoid and self._is_calm():
+        if not avoid and (self._soonest == math.inf or self._soonest > now + self.expected_s()) and self._is_calm():
             return self._find_in_calm(affinity)
         usable = []
         shut = 0
@@ -164,6 +172,9 @@ class ReplicaSet:
                 usable.append(replica)
         if shut and shut == len(replicas):
             return self._least_bad(avoid, now)
+        if len(usable) > 1 and self._soonest < math.inf:
+            outlives = now + self.expected_s()
+            usable = [replica for replica in usable if replica.dies_at > outlives] or usable
         if len(usable) <= 1:
             return usable[0] if usable else None
         if affinity:
@@ -193,6 +204,10 @@ class ReplicaSet:
                 if load < least:
                     best, least = replica, load
         return best
+
+    def expected_s(self) -> float:
+        """How long a request may well take: what does not fit into a replica's last minutes goes elsewhere."""
+        return max(_LEAST_EXPECTED_S, _EXPECTED * self.rate.mean_s)
 
     def _is_calm(self) -> bool:
         """There are replicas, none of which rests, and no breaker is open."""
@@ -271,6 +286,11 @@ class ReplicaSet:
             replica.is_calm = False
         self.leaving = [replica for replica in before if replica.in_flight]
         self._rankings = {}
+        since_epoch = time.time() - self._clock()
+        for replica in self.replicas:
+            ends_at = replica.endpoint.ends_at
+            replica.dies_at = math.inf if ends_at is None else ends_at - since_epoch
+        self._soonest = min((replica.dies_at for replica in self.replicas), default=math.inf)
         count = len(self.replicas)
         self._rotations = [(*self.replicas[turn:], *self.replicas[:turn]) for turn in range(count)]
         if had is not bool(self.replicas):

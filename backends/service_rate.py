@@ -35,6 +35,11 @@ class ServiceRate:
         if self.count >= _SPAN:
             self.forget()
 
+    @property
+    def mean_s(self) -> float:
+        """How long a request has its seat; 0.0 where nothing has been measured."""
+        return self.total_s / self.count if self.count else 0.0
+
     def per_second(self, seats: int) -> float | None:
         """Requests that end per second while so many run; None where nothing has been measured."""
         if not self.count or not seats:

@@ -119,7 +119,11 @@ class Pool:
             response = Response(connection, self.limits.body_bytes)
             connection.send(response, head, body)
             if response.connection is not None:
-                await response.wait(connection)
+                try:
+                    await connection.news()  # as `Response.wait`, less a coroutine
+                except BaseException:
+                    response.close()
+                    raise
             error = response.error
             if response.status or error is None:
                 return response
@@ -234,7 +238,6 @@ class Response:
     @property
     def content_type(self) -> bytes:
         return self.header(b"content-type")
-
 
     async def next(self) -> bytes:
         """What has arrived since the last call, waiting if nothing has; b"" at the end.

@@ -16,8 +16,8 @@ import typer
 from .terminal import ConfigOption, Mistake, mistakes, print_table, read_config, say
 
 if TYPE_CHECKING:
-    from slurm_launcher.fit import Verdict
     from slurm_launcher.fetching import Plan
+    from slurm_launcher.fit import Verdict
     from slurm_launcher.model_shape import ModelShape
     from slurm_launcher.spec import ModelSpec
     from slurm_launcher.weights import Weights
@@ -69,6 +69,7 @@ def asked(model: str, config_file: Path | None, engine: str | None) -> Asked:
 def fit(
     model: ModelArgument,
     config_file: ConfigOption = None,
+    *,
     context: Annotated[int | None, typer.Option(min=1, help="Tokens that a sequence shall be able to have.")] = None,
     concurrency: Annotated[int, typer.Option(min=1, help="So many sequences of that length at once.")] = 1,
     gpus: Annotated[int | None, typer.Option(min=1, help="On each node.")] = None,
@@ -206,7 +207,7 @@ def fetch(
     revision: Annotated[str | None, typer.Option(help="A branch, a tag or a commit; else the newest.")] = None,
     engine: EngineOption = None,
 ) -> None:
-    """Fetch a model's weights from the hub: what its engine needs, and nothing twice. May be interrupted and repeated."""
+    """Fetch a model's weights from the hub: what its engine needs, nothing twice. May be interrupted and repeated."""
     from slurm_launcher.fetching import CannotFetch, carry_out, prepare
 
     what = asked(model, config_file, engine)

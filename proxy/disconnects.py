@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable
 from types import TracebackType
 
 from starlette.types import Scope
 
 from .protocol import connection_of
+from .writer import DONE
 
 
 class ClientDisconnected(Exception):
@@ -23,22 +25,24 @@ class while_connected:
         self._connection = connection_of(scope)
         self._gone = False
 
-    async def __aenter__(self) -> None:
-        task = asyncio.current_task()
+    def __aenter__(self) -> Awaitable[None]:
+        task = self._connection.task or asyncio.current_task()  # the latter is a function in Python
         if task is None:
             raise RuntimeError("while_connected is used inside a task")
         if self._connection.transport.is_closing():  # it went while its request was being read
             raise ClientDisconnected
         self._task = task
         self._connection.on_gone = self._cancel
+        return DONE
 
     def _cancel(self) -> None:
         self._gone = True
         self._task.cancel("client disconnected")
 
-    async def __aexit__(
+    def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    ) -> Awaitable[None]:
         self._connection.on_gone = None
         if self._gone and kind is asyncio.CancelledError and self._task.uncancel() == 0:
             raise ClientDisconnected from error
+        return DONE

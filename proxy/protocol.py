@@ -101,6 +101,11 @@ class Connection(HttpToolsProtocol):
         if on_gone is not None:
             on_gone()
 
+    @property
+    def task(self) -> asyncio.Task[None] | None:
+        """In which the current request is answered."""
+        return self._answering.task if self._answering is not None else None
+
     def pause_writing(self) -> None:
         super().pause_writing()
         if self._answering is not None:

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Generator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Awaitable, Iterator
+from typing import TYPE_CHECKING, Any, cast
 
 from starlette.types import ASGIApp, Message, Scope, Send
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
@@ -37,12 +37,11 @@ class _Done:
 
     __slots__ = ()
 
-    def __await__(self) -> Generator[None, None, None]:
-        return
-        yield
+    def __await__(self) -> Iterator[Any]:
+        return iter(())
 
 
-_DONE = _Done()
+DONE: Awaitable[None] = cast("Awaitable[None]", _Done())
 
 
 class Exchange:
@@ -51,13 +50,14 @@ class Exchange:
     body, more_body     what has come of the request's body and was not taken yet, and whether there is more to come
     disconnected        nobody reads what is written
     response_started    the head has been handed over; it is written with the first bytes of the body
+    task                in which it is answered, from the start until it has been
     response_complete   all of the answer has been written
     streamed            bytes of events that were pushed; to a byte each, where they came in chunks
     """
 
     __slots__ = (
-        "_chunked", "_connection", "_head", "_news", "_old", "_open", "_task", "_waiter", "body", "disconnected",
-        "keep_alive", "more_body", "response_complete", "response_started", "scope", "streamed", "transport",
+        "_chunked", "_connection", "_head", "_news", "_old", "_open", "_waiter", "body", "disconnected",
+        "keep_alive", "more_body", "response_complete", "response_started", "scope", "streamed", "task", "transport",
         "waiting_for_100_continue",
     )  # fmt: skip
 
@@ -82,15 +82,15 @@ class Exchange:
         )
         self._news = False  # something happened that `receive` has not told yet
         self._waiter: asyncio.Future[None] | None = None
-        self._task: asyncio.Task[None] | None = None
+        self.task: asyncio.Task[None] | None = None
 
     # -- the request --------------------------------------------------------------------------------------------------
 
     def start(self, app: ASGIApp) -> None:
         loop, tasks = self._connection.loop, self._connection.tasks
         # not loop.create_task: that gives each task a number, formats it into a name, and is told another one then
-        self._task = asyncio.Task(self._run(app), loop=loop, name="request")
-        tasks.add(self._task)
+        self.task = asyncio.Task(self._run(app), loop=loop, name="request")
+        tasks.add(self.task)
 
     async def _run(self, app: ASGIApp) -> None:
         scope = self.scope
@@ -108,9 +108,9 @@ class Exchange:
                 self.transport.close()
         finally:
             scope.pop(_KEY, None)  # break the circles, so that a finished request is freed at once and not collected
-            if self._task is not None:
-                self._connection.tasks.discard(self._task)
-                self._task = None
+            if self.task is not None:
+                self._connection.tasks.discard(self.task)
+                self.task = None
 
     async def _fail(self) -> None:
         headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", b"21")]
@@ -163,11 +163,11 @@ class Exchange:
 
     def __call__(self, message: Message) -> Awaitable[None]:
         if self.disconnected:
-            return _DONE
+            return DONE
         if self._connection.flow.write_paused:
             return self._when_drained(message)
         self._write(message)
-        return _DONE
+        return DONE
 
     def answer(self, identity: bytes, body: bytes) -> bool:
         """A whole JSON answer with status 200, at once. False if it cannot be: then it is to be sent.

@@ -20,12 +20,22 @@ Mode = Literal["refuse", "warn", "off"]
 LEAST_SENSIBLE_CONTEXT = 2048
 """Asked of engines that take what context fits, where the configuration names none."""
 
-_SPREADS = frozenset(
-    "--tensor-parallel-size -tp --tp-size --tp --num-shard --pipeline-parallel-size -pp --pp-size --data-parallel-size -dp "
-    "--dp-size --cpu-offload-gb --n-gpu-layers -ngl --gpu-layers --n-cpu-moe --cpu-moe --override-tensor -ot".split()
-)
-_RESIZES = frozenset("--torchao-config --load-format --hf-overrides --speculative-config --model-draft -md".split())
-_QUANTIZES = frozenset("--quantization -q --quantize".split())
+_SPREADS = {
+    *("--tensor-parallel-size", "-tp", "--tp-size", "--tp", "--num-shard"),
+    *("--pipeline-parallel-size", "-pp", "--pp-size", "--data-parallel-size", "-dp", "--dp-size"),
+    *(
+        "--cpu-offload-gb",
+        "--n-gpu-layers",
+        "-ngl",
+        "--gpu-layers",
+        "--n-cpu-moe",
+        "--cpu-moe",
+        "--override-tensor",
+        "-ot",
+    ),
+}
+_RESIZES = {"--torchao-config", "--load-format", "--hf-overrides", "--speculative-config", "--model-draft", "-md"}
+_QUANTIZES = {"--quantization", "-q", "--quantize"}
 """Arguments after which the files say nothing of what is loaded, or where."""
 
 

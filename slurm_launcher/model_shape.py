@@ -150,7 +150,7 @@ def _kv(config: Json, text: Json) -> tuple[KvGroup, ...]:
     if not layers:
         raise _Unknown("config.json does not say how many layers it has" if kind else "there is no config.json to read")
     if isinstance(heads := text.get("num_key_value_heads"), list):
-        return tuple(KvGroup(1, int(n), 2 * _head_dim(text)) for n in heads)
+        return tuple(KvGroup(1, n, 2 * _head_dim(text)) for n in heads if isinstance(n, int) and n > 0)
     if rank := _int(text, "kv_lora_rank"):
         # DeepSeek's latent attention keeps one vector of a token, the same for all heads (DeepSeek-V2, section 2.1)
         return (KvGroup(layers, 1, rank + _int(text, "qk_rope_head_dim")),)
@@ -184,7 +184,7 @@ def _windows(kind: str, text: Json, layers: int) -> list[int | None]:
 
 
 def _is_encoder(kind: str, text: Json) -> bool:
-    architectures = " ".join(str(name) for name in text.get("architectures") or ())
+    architectures = str(text.get("architectures"))
     if "CausalLM" in architectures or "ConditionalGeneration" in architectures or text.get("is_decoder"):
         return False
     return "bert" in kind or kind in _ENCODERS or "MaskedLM" in architectures

@@ -93,7 +93,9 @@ def bench(
     config = read_config(config_file)
     targets = []
     if only != GATEWAY:
-        engines = direct_target(config, config_file, state_dir, model=model, urls=direct or [], key_env=direct_key_env)
+        engines = direct_target(
+            config, config_file, state_dir, model=model, urls=direct or [], key_env=direct_key_env, local=url is None
+        )
         if engines is not None:
             targets.append(engines)
         elif only == DIRECT:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from proxy.terminal import Mistake, mistakes, open_database, open_state
+from proxy.terminal import Mistake, database, open_state
 
 if TYPE_CHECKING:
     from proxy.config import Config, Model
@@ -101,8 +100,12 @@ def direct_target(
     model: str,
     urls: Sequence[str],
     key_env: str | None,
+    local: bool = False,
 ) -> Target | None:
-    """By --direct, else what is known of the model here: its `urls`, or its replicas that are ready. None: unknown."""
+    """By --direct, else what is known of the model here: its `urls`, or its replicas that are ready. None: unknown.
+
+    local   the gateway is the one of this machine, so the default state directory is its own
+    """
     if urls:
         key = key_of(key_env, asked_for=True) if key_env is not None else ""
         return Target(DIRECT, tuple(place_of(url, key) for url in urls), key_env or "")
@@ -111,7 +114,7 @@ def direct_target(
         variable = key_env or configured.api_key_env or ""
         key = key_of(variable, asked_for=True) if variable else ""
         return Target(DIRECT, tuple(place_of(engine.url, key) for engine in configured.urls), variable)
-    if (configured is not None and configured.source) or (config is None and state_dir is not None):
+    if (configured is not None and configured.source) or (config is None and (state_dir is not None or local)):
         places = replicas(config, config_file, state_dir, model)
         return Target(DIRECT, places) if places else None
     return None
@@ -126,19 +129,18 @@ def model_of(config: Config | None, name: str) -> Model | None:
 
 def replicas(config: Config | None, config_file: Path | None, state_dir: Path | None, model: str) -> tuple[Place, ...]:
     """A launched model's replicas that take requests, each with its own key: the secret is this user's to read."""
-    from proxy.state import StateDirUnusable  # noqa: PLC0415
     from slurm_launcher.spec import Secrets  # noqa: PLC0415  # only where there are replicas of ours
     from slurm_launcher.states import Status  # noqa: PLC0415
     from slurm_launcher.store import ReplicaStore  # noqa: PLC0415
 
-    with mistakes(StateDirUnusable):
-        state = open_state(config, state_dir)
+    state = open_state(config, state_dir)
     if state.holder() is None:
         return ()
     secrets = Secrets(state.secret())
-    now = time.time()
+    with database(config_file, state_dir) as engine:
+        known = ReplicaStore(engine, state.identity).load()
     return tuple(
         Place(one.host, one.port, key=secrets.engine_key(one.id))
-        for one in ReplicaStore(open_database(config_file, state_dir)).load()
-        if one.model == model and one.status is Status.READY and (one.ends_at is None or one.ends_at > now)
+        for one in known
+        if one.model == model and one.status is Status.READY
     )

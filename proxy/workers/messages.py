@@ -96,11 +96,12 @@ class RemoteEndpoint:
     api_key: str = field(repr=False)
     weight: float
     limit: int | None
+    ends_at: float | None
 
 
 def endpoint_to(endpoint: Endpoint) -> list[Any]:
     e = endpoint
-    return [e.replica_id, e.host, e.port, e.api_key, e.weight, e.limit]
+    return [e.replica_id, e.host, e.port, e.api_key, e.weight, e.limit, e.ends_at]
 
 
 def endpoint_from(told: list[Any]) -> RemoteEndpoint:

@@ -568,3 +568,28 @@ class Turmoil(RuleBasedStateMachine):
 
 TestTurmoil = Turmoil.TestCase
 TestTurmoil.settings = settings(max_examples=25, stateful_step_count=30, deadline=None)
+
+
+# -- replicas whose time is nearly over ------------------------------------------------------------------------------
+
+
+def ending(name: str, in_s: float | None) -> FixedEndpoint:
+    return FixedEndpoint(name, "127.0.0.1", 9000, limit=8, ends_at=None if in_s is None else time.time() + in_s)
+
+
+def test_a_request_that_would_outlive_a_replica_goes_to_another_one() -> None:
+    places = places_of(ending("dying", 3.0), ending("young", 86400.0))
+    assert {taken(places).endpoint.replica_id for _ in range(4)} == {"young"}
+
+
+def test_how_long_is_long_enough_follows_what_requests_take() -> None:
+    places = places_of(ending("dying", 60.0), ending("young", None))
+    assert {taken(places).endpoint.replica_id for _ in range(4)} == {"dying", "young"}
+    places.rate.served(40.0)
+    assert {taken(places).endpoint.replica_id for _ in range(4)} == {"young"}
+
+
+def test_a_dying_replica_is_better_than_none() -> None:
+    assert taken(places_of(ending("dying", 1.0))).endpoint.replica_id == "dying"
+    both = places_of(ending("dying", 1.0), ending("dying too", 1.0))
+    assert {taken(both).endpoint.replica_id for _ in range(4)} == {"dying", "dying too"}

@@ -378,7 +378,7 @@ def test_the_replicas_of_a_launched_model_are_found_with_their_keys(tmp_path: Pa
     database = open_database(state.database)
     ready = Replica("r1", "launched", "hash", 0.0, status=Status.READY, host="node7", port=12000)
     starting = Replica("r2", "launched", "hash", 0.0, status=Status.STARTING, host="node8", port=12000)
-    ReplicaStore(database).save([ready, starting])
+    ReplicaStore(database, state.identity).save([ready, starting])
     target = direct_target(config, file, state.path, model="launched", urls=[], key_env=None)
     database.dispose()
     state.unlock()
