@@ -127,7 +127,7 @@ class Connection(asyncio.Protocol):
         self._taken = 0
         self._whole = True
         self._room = self._pool.limits.header_bytes
-        self.patience = self._pool.keep_alive_sweeps
+        self.patience = self._pool.end_sweeps
         self._resume()
 
     def drop(self) -> None:

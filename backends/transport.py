@@ -47,15 +47,17 @@ class Limits:
     body_bytes         of a body for `read`
     buffer_bytes       of a stream that nobody takes, before reading stops
     idle_connections   per pool
-    keep_alive_s       an idle connection is closed after this; below the 5 s of uvicorn, and so of vLLM and SGLang,
-                       so that it is us who close, and not them just when the next request is on its way
+    keep_alive_s       an idle connection is closed after this. Engines may close theirs earlier (uvicorn, and so vLLM
+                       and SGLang, after 5 s): it is then forgotten, and a request just on its way is sent again
+    end_s              how long the end of a body may take whose content is complete
     """
 
     header_bytes: int = 64 * 1024
     body_bytes: int = 64 * 1024 * 1024
     buffer_bytes: int = 256 * 1024
     idle_connections: int = 256
-    keep_alive_s: float = 4.0
+    keep_alive_s: float = 60.0
+    end_s: float = 4.0
 
 
 class Pool:
@@ -73,10 +75,10 @@ class Pool:
         self._connecting: set[asyncio.Timeout] = set()
         self._closed = False
         self._timer: asyncio.TimerHandle | None = None
-        waits = (timeouts.first_byte_s, timeouts.idle_s, limits.keep_alive_s)
+        waits = (timeouts.first_byte_s, timeouts.idle_s, limits.keep_alive_s, limits.end_s)
         self._interval_s = min(1.0, min(waits) / _SWEEPS)
         # n sweeps are seen within (n-1)..n intervals, so it takes one more than ceil() not to fire early
-        self.first_byte_sweeps, self.idle_sweeps, self.keep_alive_sweeps = (
+        self.first_byte_sweeps, self.idle_sweeps, self.keep_alive_sweeps, self.end_sweeps = (
             math.ceil(wait / self._interval_s) for wait in waits
         )
 

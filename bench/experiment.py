@@ -78,7 +78,7 @@ SETUPS = (
     Setup(
         "llama-70b",
         "Llama 3.1 70B, 4 x A100",
-        (Step(1), *(replace(step, requests=4) for step in _LIGHT[1:]), Step(64, 2, 1), Step(128, 2, 1)),
+        (Step(1), Step(2), Step(4), Step(8), *(Step(users, 2, 1) for users in (16, 32, 64, 128))),
     ),
     Setup(
         "llama-70b-2gpu",

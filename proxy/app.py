@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from sqlalchemy import Engine
 from starlette.types import Receive, Scope, Send
@@ -78,8 +78,8 @@ class Gateway:
     def needs_key(self) -> bool:
         return self.serving.needs_key
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self.serving(scope, receive, send)
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        return self.serving(scope, receive, send)
 
     async def start(self) -> None:
         await self.control.start()

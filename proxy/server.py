@@ -74,6 +74,7 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 gateway,
+                interface="asgi3",
                 http=Connection,
                 ws="none",
                 lifespan="off",

@@ -46,7 +46,6 @@ from .routes.operations import operation_routes
 from .routes.responses import CancelResponse, CreateResponse, InputItems, StoredResponse
 from .stored_responses import StoredResponses
 from .tracing import tracing_of
-from .writer import forget_writer, writer_for
 
 FLUSH_S = 0.25
 KEYS_EVERY_S = 0.5
@@ -163,12 +162,9 @@ class Serving:
             app = KeepContent(app)
         return AnthropicErrors(Edge(app, self._log, RequestsLog(self._lines), self._metrics, self._tracing))
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         scope["app"] = self  # Starlette's router then raises its 404 and 405, which Edge translates
-        try:
-            await self._app(scope, receive, writer_for(scope, send))
-        finally:
-            forget_writer(scope)
+        return self._app(scope, receive, send)
 
     # -- life ---------------------------------------------------------------------------------------------------------
 

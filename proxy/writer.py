@@ -16,7 +16,7 @@ import logging
 from collections.abc import Awaitable, Iterator
 from typing import TYPE_CHECKING, Any, cast
 
-from starlette.types import ASGIApp, Message, Scope, Send
+from starlette.types import ASGIApp, Message, Scope
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from backends.framing import FRAME_BYTES
@@ -259,10 +259,6 @@ class Exchange:
         self._chunked = chunked and not self._old and self.scope["method"] != "HEAD" and status not in (204, 304)
         parts.append(b"transfer-encoding: chunked\r\n\r\n" if self._chunked else b"\r\n")
         return b"".join(parts)
-
-
-def writer_for(_scope: Scope, send: Send) -> Send:
-    return send
 
 
 def forget_writer(scope: Scope) -> None:

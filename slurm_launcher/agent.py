@@ -1,7 +1,7 @@
 """The agent: in the job, it starts one engine, proves it, speaks for it to the gateway, and ends it.
 
-It is carried inside the batch script and read from stdin by the node's own Python (3.6 or newer), so it is one file and
-uses the standard library only. All it knows is in a manifest (`slurm_launcher/script.py` writes it).
+It is carried inside the batch script, after `on_node.py`, and read from stdin by the node's own Python (3.6 or newer),
+so it uses the standard library only. All it knows is in a manifest (`slurm_launcher/script.py` writes it).
 
     starting ---- health says 200, and one real token came ----> ready
         |  ^                                                       |
@@ -22,8 +22,10 @@ Only the main thread decides. Signals and the other threads post events into its
     GpuWatch   what nvidia-smi says, now and then
 
 While the gateway cannot be reached the engine goes on serving; after `orphan_timeout_s` nobody will come back for it,
-and it is ended. Nothing outlives the agent: its descendants are killed on the way out, and the kernel kills the engine
-should the agent itself be killed.
+and it is ended. Nothing outlives the agent: its descendants are killed on the way out, its container is removed, and
+the kernel kills the engine should the agent itself be killed (a container left then goes with the next agent here).
+
+An engine over several nodes is one step: the engine's process is then `srun`, which holds until all nodes have ended.
 
 To drain, signal the agent alone (USR1 before the wall time, `scancel --batch --signal=TERM`) or let the gateway say so.
 A plain scancel signals every process of the job: then the engine ends by itself, and what it was answering is cut off.
@@ -31,7 +33,6 @@ A plain scancel signals every process of the job: then the engine ends by itself
 """
 
 import collections
-import ctypes
 import http.client
 import json
 import os
@@ -50,6 +51,21 @@ import traceback
 from typing import IO, Any, Callable, Deque, Dict, Iterable, List, Optional, Tuple
 from urllib.parse import urlsplit
 
+from slurm_launcher.on_node import (
+    OWN_SIGNAL_S,
+    Container,
+    Places,
+    Process,
+    become_subreaper,
+    environment_of,
+    fill_all,
+    node_name,
+    places_here,
+    program_for_nodes,
+    resolve,
+    write_files,
+)
+
 PORTS = (10000, 20000)  # below Linux' range for outgoing connections, which could take the port before the engine does
 PORT_ATTEMPTS = 5
 TMP = "/tmp"  # noqa: S108  # a private directory is made in it
@@ -58,17 +74,14 @@ TAIL_COLUMNS = 500
 REPORT_TIMEOUT_S = 5.0
 LAST_REPORT_S = 10.0  # how long the last report is tried
 DRAIN_BEAT_S = 0.5
-KILL_AFTER_S = 5.0  # after TERM to the engine
-OWN_SIGNAL_S = 0.3  # scancel signals engine and agent together: an engine that went quietly may have been first
 BEFORE_WALL_TIME_S = 15.0
 GPU_BEAT_S = 10.0
 
 PORT_TAKEN = re.compile("address (is )?already in use|eaddrinuse|errno 98|os error 98", re.IGNORECASE)
 SECRET_NAME = re.compile("KEY|TOKEN|SECRET|PASSW", re.IGNORECASE)
+NODE_SAYS = re.compile(r"slurmgate: (\S+ \(rank \d+\)): the engine (.*)")
+READ_PROGRAM = "import sys; exec(sys.stdin.buffer.read({}).decode())"  # and leave stdin open
 TERMINAL_CODE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
-
-PR_SET_PDEATHSIG = 1  # prctl(2)
-PR_SET_CHILD_SUBREAPER = 36
 
 Event = Tuple[Any, ...]
 
@@ -85,7 +98,7 @@ class Agent:
         self.manifest = manifest
         self.mailbox = Mailbox()
         self.log = Log(secrets_in(manifest))
-        self.node = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+        self.node = node_name()
         self.gpus = GpuWatch(int(manifest.get("gpus") or 0))
         self.reporter = Reporter(manifest, self.node, self.gpus, self.mailbox)
         self.engine: Optional[Engine] = None
@@ -137,15 +150,16 @@ class Agent:
         if self.tmp:
             shutil.rmtree(self.tmp, ignore_errors=True)
         plan = self.manifest["engine"]
-        if any("{tmp}" in text for text in plan["argv"] + list(plan["environment"].values())):
+        if "{tmp}" in json.dumps({name: plan[name] for name in ("argv", "follower", "environment", "files")}):
             # not TMPDIR: containers see the node's /tmp, and the path of a socket must stay short
             self.tmp = tempfile.mkdtemp(prefix="slurmgate-", dir=TMP if os.access(TMP, os.W_OK) else None)
         # behind NAT the address is not one of this node's own
         listen = self.host if can_listen_at(self.host) else "0.0.0.0"  # noqa: S104
         ports = free_ports(3, self.manifest.get("ports") or PORTS)
-        places = {"host": listen, "port": ports[0], "port2": ports[1], "port3": ports[2], "tmp": self.tmp}
+        places: Places = {"host": listen, "head": self.host, "tmp": self.tmp}
+        places.update({"port": ports[0], "port2": ports[1], "port3": ports[2]})
         try:
-            self.engine = Engine(plan, places, self.log)
+            self.engine = Engine(plan, places, self.manifest["replica"], self.log)
         except OSError as error:
             program = plan["argv"][0]
             why = error.strerror or str(error)
@@ -214,7 +228,7 @@ class Agent:
     def fail_for_exit(self) -> None:
         assert self.engine is not None  # noqa: S101
         when = "while starting" if self.state == "starting" else "while serving"
-        self.fail("engine_exited", "The engine {} {}.".format(self.engine.how_it_ended(), when))
+        self.fail("engine_exited", "The engine {} {}.".format(self.engine.how_it_failed(), when))
 
     def on_answer(self, sent_state: str, command: str, in_flight: Optional[int]) -> None:
         """The gateway has answered to a report that said `sent_state`."""
@@ -317,7 +331,7 @@ class Agent:
         if self.prover is not None:
             self.prover.cancelled.set()
         if self.engine is not None:
-            self.engine.end(hurry=lambda: self.terms > 1)
+            self.engine.finish(hurry=lambda: self.terms > 1)
 
 
 # -- events -----------------------------------------------------------------------------------------------------------
@@ -368,89 +382,45 @@ class Mailbox:
 # -- the engine -------------------------------------------------------------------------------------------------------
 
 
-class Engine:
-    """The engine's process, in a process group of its own."""
+class Engine(Process):
+    """The engine's process (over several nodes: the step's), with its output in the log."""
 
-    def __init__(self, plan: Dict[str, Any], places: Dict[str, Any], log: "Log") -> None:
+    def __init__(self, plan: Dict[str, Any], places: Places, replica: str, log: "Log") -> None:
         """Raises OSError where it cannot be started."""
-        argv = [fill(word, places) for word in plan["argv"]]
-        environment = dict(os.environ)
-        environment.update({name: fill(value, places) for name, value in plan["environment"].items()})
-        log.say("engine: {}".format(" ".join(argv)))
-        log.say("engine's variables: {}".format(" ".join(sorted(plan["environment"]))))
-        parent = os.getpid()
-        libc = c_library()
-
-        def in_child() -> None:
-            os.setpgid(0, 0)
-            if libc is not None:
-                libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-            if os.getppid() != parent:  # it was killed before the line above
-                os._exit(1)
-
-        self._process = subprocess.Popen(
-            argv,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            preexec_fn=in_child,  # noqa: PLW1509  # it takes no locks
+        step = plan["step"]
+        told = None
+        if step is None:
+            places = places_here(places, replica)
+            write_files(plan, places)
+        else:
+            parts = {name: plan[name] for name in ("argv", "follower", "files", "container")}
+            parts["names"] = list(plan["environment"])
+            told = program_for_nodes(step["program"], {"replica": replica, "places": places, "plan": parts})
+        argv = fill_all(
+            plan["argv"] if step is None else step["argv"] + [READ_PROGRAM.format(len(told or b""))], places
         )
-        assert self._process.stdout is not None  # noqa: S101
-        self.pid = self._process.pid
-        self.status: Optional[int] = None
-        self.relay = Relay(self._process.stdout, log)
+        environment = environment_of(plan, places)
+        self.container = Container(plan["container"] if step is None else None, places, environment)
+        self.container.remove_leftovers(log.say)
+        log.say("engine: {}".format(" ".join(argv if step is None else step["argv"] + fill_all(plan["argv"], places))))
+        log.say("engine's variables: {}".format(" ".join(sorted(plan["environment"]))))
+        Process.__init__(self, argv, environment, subprocess.PIPE, told)
+        assert self.process.stdout is not None  # noqa: S101
+        self.relay = Relay(self.process.stdout, log)
         self.relay.start()
 
-    def reap(self) -> bool:
-        """Bury ended children, grandchildren that became ours included. Returns whether the engine has ended."""
-        while True:
-            try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
-            except ChildProcessError:
-                break
-            if pid == 0:
-                break
-            if pid == self.pid:
-                self.status = status
-                self._process.returncode = 0  # so that subprocess does not look for it
-        return self.status is not None
-
-    def went_quietly(self) -> bool:
-        """As an engine does that was told to: by TERM, or with a status that says so."""
-        status = self.status or 0
-        if os.WIFSIGNALED(status):
-            return os.WTERMSIG(status) == signal.SIGTERM
-        return os.WEXITSTATUS(status) in (0, 128 + signal.SIGTERM)
-
-    def how_it_ended(self) -> str:
-        status = self.status or 0
-        if not os.WIFSIGNALED(status):
-            return "exited with status {}".format(os.WEXITSTATUS(status))
-        number = os.WTERMSIG(status)
-        name = signal.Signals(number).name if number in list(signal.Signals) else "signal {}".format(number)
-        hint = ", as the kernel does when memory runs out," if number == signal.SIGKILL else ""
-        return "was killed by {}{}".format(name, hint)
-
-    def end(self, hurry: Callable[[], bool]) -> None:
-        """TERM to its group, KILL to whatever is left of its family after a while. Returns when all are gone."""
-        if not self.reap():
-            kill_group(self.pid, signal.SIGTERM)
-            deadline = time.monotonic() + KILL_AFTER_S
-            while not self.reap() and time.monotonic() < deadline and not hurry():
-                time.sleep(0.02)
-            if not self.reap():
-                kill_group(self.pid, signal.SIGKILL)
-        deadline = time.monotonic() + KILL_AFTER_S
-        while time.monotonic() < deadline:
-            family = descendants(os.getpid())
-            if not family and self.reap():
-                break
-            for pid in family:
-                kill(pid, signal.SIGKILL)
-            time.sleep(0.02)
-            self.reap()
+    def finish(self, hurry: Callable[[], bool]) -> None:
+        """End it, and hear its last words."""
+        self.end(hurry, self.container)
         self.relay.join(0.5)
+
+    def how_it_failed(self) -> str:
+        """In words. Of a step it is what the first node to fail has said."""
+        said = [NODE_SAYS.search(line) for line in self.relay.tail] if self.lifeline is not None else []
+        for words in said:
+            if words is not None:
+                return "{} on {}".format(words.group(2), words.group(1))
+        return self.how_it_ended()
 
 
 class Relay(threading.Thread):
@@ -783,13 +753,6 @@ def own_address(manifest: Dict[str, Any]) -> str:
             return "127.0.0.1"
 
 
-def resolve(name: str) -> Optional[str]:
-    try:
-        return str(socket.getaddrinfo(name, None, socket.AF_INET)[0][4][0])
-    except (OSError, UnicodeError):
-        return None
-
-
 def is_loopback(address: str) -> bool:
     return address.startswith("127.")
 
@@ -822,70 +785,6 @@ def free_ports(count: int, between: Iterable[int]) -> List[int]:
     finally:
         for sock in sockets:
             sock.close()
-
-
-def fill(text: str, places: Dict[str, Any]) -> str:
-    """Placeholders -> values. Not `format`: arguments may hold JSON."""
-    for name, value in places.items():
-        text = text.replace("{" + name + "}", str(value))
-    return text
-
-
-# -- processes --------------------------------------------------------------------------------------------------------
-
-
-def c_library() -> Optional[Any]:
-    """libc with prctl, or None where there is none."""
-    try:
-        libc = ctypes.CDLL(None)
-        return libc if hasattr(libc, "prctl") else None
-    except (OSError, TypeError):
-        return None
-
-
-def become_subreaper() -> None:
-    """Descendants whose parent ends become our children, so that none gets away."""
-    libc = c_library()
-    if libc is not None:
-        libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-
-
-def descendants(root: int) -> List[int]:
-    """All living processes below `root`."""
-    children: Dict[int, List[int]] = collections.defaultdict(list)
-    try:
-        pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]
-    except OSError:
-        return []
-    for pid in pids:
-        try:
-            with open("/proc/{}/stat".format(pid), "rb") as file:
-                fields = file.read().rpartition(b")")[2].split()
-        except OSError:
-            continue
-        if fields and fields[0] not in (b"Z", b"X"):
-            children[int(fields[1])].append(pid)
-    found: List[int] = []
-    queue = [root]
-    while queue:
-        below = children.get(queue.pop(), [])
-        found += below
-        queue += below
-    return found
-
-
-def kill(pid: int, number: int) -> None:
-    try:
-        os.kill(pid, number)
-    except OSError:
-        pass
-
-
-def kill_group(group: int, number: int) -> None:
-    try:
-        os.killpg(group, number)
-    except OSError:
-        pass
 
 
 # -- the log ----------------------------------------------------------------------------------------------------------

@@ -75,13 +75,14 @@ class Job:
 
     @property
     def alive(self) -> bool:
-        """It has, or may yet get, processes."""
-        return self.state in ALIVE_STATES
+        """It has, or may yet get, processes. So does a job whose state we do not know: a newer Slurm may have words
+        that are not in our list, and a service must not end for a word."""
+        return not self.over and self.state != "COMPLETING"
 
     @property
     def over(self) -> bool:
         """Nothing of it is left. In between is COMPLETING: its processes are being killed."""
-        return not self.alive and self.state != "COMPLETING"
+        return self.state in OVER_STATES
 
     @property
     def waiting(self) -> bool:
@@ -91,10 +92,12 @@ class Job:
 WAITING_STATES = frozenset({"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD"})
 """Not running now, may run (again)."""
 
-ALIVE_STATES = WAITING_STATES | {
-    "CONFIGURING", "RUNNING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING",
-}  # fmt: skip
-"""COMPLETING is not among them: its processes are being killed."""
+OVER_STATES = frozenset({
+    "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "LAUNCH_FAILED", "NODE_FAIL", "OUT_OF_MEMORY",
+    "PREEMPTED", "RECONFIG_FAIL", "REVOKED", "TIMEOUT",
+})  # fmt: skip
+"""Ended (sacct(1), JOB STATE CODES; the same from 21.08 to 26.05). REVOKED: of a federation's clusters another one has
+started it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +111,12 @@ class Submission:
 
 
 class Cluster(Protocol):
-    """A place that runs jobs. All verbs raise `CouldNotAsk` when it does not answer."""
+    """A place that runs jobs. All verbs raise `CouldNotAsk` when it does not answer.
+
+    A job is known by (cluster's name, id): ids of two clusters may be equal, and those of a federation are large (the
+    cluster's number is in the bits above the 25th), so an id is a text of digits and nothing is counted with it.
+    What could not be asked is never an answer: an unanswered `jobs` is not {}, an unanswered `maintenance` not None.
+    """
 
     @property
     def name(self) -> str:
@@ -127,6 +135,7 @@ class Cluster(Protocol):
         """End jobs. Unknown and ended ones are no error."""
 
     async def maintenance(self, partition: str, now: float) -> float | None:
-        """When all nodes of a partition ("" for the default one) go into maintenance next, in seconds since the epoch;
-        None for never. `now` if they are in it."""
+        """When all nodes of a partition ("" for the default one, `a,b` for a choice) are in maintenance next, in seconds
+        since the epoch; None for never. `now` if they are in it. Asked with the same `now`, it may answer from memory:
+        the launcher asks for every model in turn."""
         return None

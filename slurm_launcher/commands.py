@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from .cluster import WAITING_STATES, Job, JobComment
+from .facilities import NODES_FORMAT
 from .spec import Resources
 
 FORMAT = "%i|%T|%r|%N|%B|%S|%e|%l|%L|%V|%P|%j|%b|%k"
@@ -66,6 +67,25 @@ def sacct(ids: Iterable[str], cluster: str = "") -> list[str]:
     return ["sacct", *options, f"--jobs={','.join(ids)}", *_on(cluster)]
 
 
+def sbatch_test(cluster: str = "") -> list[str]:
+    """Would this script be taken? Nothing is submitted; why not, or when it would start, comes on stderr."""
+    return ["sbatch", "--test-only", *_on(cluster)]
+
+
+def show(what: str, cluster: str = "") -> list[str]:
+    """All partitions or reservations, or the configuration. Of the default cluster or another one."""
+    return ["scontrol", *_on(cluster), "--oneliner", "show", what]
+
+
+def ping(cluster: str = "") -> list[str]:
+    return ["scontrol", *_on(cluster), "ping"]
+
+
+def sinfo(cluster: str = "") -> list[str]:
+    """Each node, once for each of its partitions, hidden ones too."""
+    return ["sinfo", "--noheader", "--Node", "--all", f"--format={NODES_FORMAT}", *_on(cluster)]
+
+
 def job_ids(ids: Iterable[str]) -> list[str]:
     """Those that can be ids of our jobs, once each. Agents report ids over the network: none may become an option."""
     return [job_id for job_id in dict.fromkeys(ids) if _is_id(job_id)]
@@ -89,8 +109,9 @@ def directives(resources: Resources, *, job_name: str, comment: str, output: str
     """
     r = resources
     lines = [
-        "--nodes=1",
-        "--ntasks=1",
+        f"--nodes={r.nodes}",
+        # one task a node: --gres, --mem and --cpus-per-task are then those of each node
+        "--ntasks=1" if r.nodes == 1 else "--ntasks-per-node=1",
         # the gateway's environment holds its secrets; sbatch would hand all of it to the job
         "--export=NONE",
         # every node has it and every user may write there; the directory that the gateway was started in may be missing
@@ -202,7 +223,7 @@ class Listing:
 
 
 SYNONYMS = {
-    "EXPEDITING": "REQUEUED",  # 26.05: requeued, and about to get its old nodes back
+    "EXPEDITING": "REQUEUED",  # 25.11: requeued, and about to get its old nodes back
     "POWER_UP_NODE": "CONFIGURING",
 }
 """States of some versions, in the words that all have."""
@@ -283,8 +304,9 @@ def parse_submitted(text: str) -> str | None:
 
 # -- complaints -------------------------------------------------------------------------------------------------------
 
-_PREFIX = re.compile(r"^(?:(?:sbatch|squeue|scancel|sacct): )?(?:(?:error|fatal|warning): )?")
+_PREFIX = re.compile(r"^(?:(?:sbatch|squeue|scancel|sacct|scontrol|sinfo): )?(?:(?:error|fatal|warning): )?")
 _VERDICT = "Batch job submission failed: "
+_TEST_VERDICT = "allocation failure: "
 _NOISE = re.compile(r'^(?:Try "sbatch --help"|Usage: |slurm_send_node_msg)')
 
 _UNANSWERED = re.compile(
@@ -320,7 +342,7 @@ _UNANSWERED = re.compile(
 
 def complaints(stderr: str) -> list[str]:
     """The lines that say something, without `sbatch: error: `."""
-    lines = (_PREFIX.sub("", line.strip()) for line in stderr.splitlines())
+    lines = (_PREFIX.sub("", line.strip()).replace(_TEST_VERDICT, _VERDICT, 1) for line in stderr.splitlines())
     return [line for line in dict.fromkeys(lines) if line and not _NOISE.match(line)]
 
 

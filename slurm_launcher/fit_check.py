@@ -6,6 +6,7 @@ What cannot be told is no reason for anything: the hub is not asked here, and un
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Literal
 
 from .engine_memory import rule_of
@@ -13,7 +14,7 @@ from .fit import Verdict, fit
 from .gpus import gpu_of
 from .model_shape import quantization_of
 from .spec import ModelSpec
-from .weights import WeightsUnknown, found, local
+from .weights import WeightsUnknown, found, local, outside
 
 Mode = Literal["refuse", "warn", "off"]
 
@@ -53,6 +54,17 @@ def check_fit(spec: ModelSpec, mode: Mode) -> Verdict | None:
 def line(spec: ModelSpec, verdict: Verdict) -> str:
     """For a `ConfigError` or a log: the key's path, and the numbers."""
     return f'models."{spec.name}".slurm.gpus: {verdict.sentence}{_assumed(verdict)}'
+
+
+def missing_weights(spec: ModelSpec) -> str | None:
+    """A warning where the source is a path that this machine does not have. The nodes may have it all the same."""
+    if not spec.source.startswith("/"):
+        return None
+    path = outside(spec.source, spec.binds)
+    if (path == spec.source and spec.runtime != "none") or Path(path).exists():
+        return None  # it may lie in the image
+    shown = path if path == spec.source else f"{path} ({spec.source} in the container)"
+    return f'models."{spec.name}".source: {shown} is not on this machine; replicas fail unless the nodes have it'
 
 
 def verdict_of(spec: ModelSpec) -> Verdict | None:

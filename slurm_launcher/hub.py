@@ -169,7 +169,10 @@ def sentences(repository: str) -> Iterator[None]:
         # httpx's errors, or requests' with older releases of the library: neither is ours to import
         if type(error).__module__.partition(".")[0] not in ("httpx", "httpcore", "requests", "urllib3"):
             raise
-        raise HubError(_unreachable(_endpoint() or "https://huggingface.co")) from None
+        where = _endpoint() or "https://huggingface.co"
+        if type(error).__name__ in ("RemoteProtocolError", "ReadError", "ReadTimeout", "ChunkedEncodingError"):
+            raise HubError(f"the connection to {where} broke: run the command again, it goes on where it was") from None
+        raise HubError(_unreachable(where)) from None
 
 
 def _sentence(error: Exception, repository: str, where: str) -> str:  # noqa: PLR0911  # one each

@@ -4,10 +4,12 @@ It is carried inside the batch script before the agent, for models with `local_c
 3.6 with the standard library. `script.py` says in the manifest what to do:
 
     "local_copy": {"source": the weights on the shared file system, a directory or a GGUF file,
-                   "directory": a directory of the node, such as "/scratch",
-                   "argv": the engine's, with {weights} where the folder that holds the copy is to stand}
+                   "directory": a directory of the node, such as "/scratch"}
 
-    localised(plan, say, tell) -> argv, or None: go on with the shared files; `say` has been told why
+and has the engine read `{weights}/NAME`, NAME being the last part of the source:
+
+    localised(plan, say, tell) -> what {weights} stands for: the copy's folder, or, where there can be no copy, the one
+                                  that the source lies in; `say` has been told why
 
 Under the directory lies one folder a user, and in it, for each state that a source was in (sizes and times of its
 files):
@@ -52,19 +54,24 @@ class NoCopy(Exception):
     """Why there is none, for the job's log."""
 
 
-def localised(plan: Dict[str, Any], say: Say, tell: Say) -> Optional[List[str]]:
-    """The engine's argv with the copy in it. `tell` gets the progress, in words, about once a second."""
+def localised(plan: Dict[str, Any], say: Say, tell: Say) -> str:
+    """The folder that holds the weights under the last part of their name. `tell` gets the progress, in words, now and
+    then. Never raises: an engine that reads from the shared file system starts slower, but starts.
+    """
+    source = str(plan["source"]).rstrip("/")
     try:
-        folder = local_copy(str(plan["source"]), str(plan["directory"]), tell)
+        folder = local_copy(source, str(plan["directory"]), tell)
     except NoCopy as why:
-        say("weights are read from {}: {}".format(plan["source"], why))
+        say("weights are read from {}: {}".format(source, why))
     except OSError as error:
         place = error.filename or plan["directory"]
-        say("weights are read from {}: {}: {}".format(plan["source"], place, error.strerror or error))
+        say("weights are read from {}: {}: {}".format(source, place, error.strerror or error))
+    except RuntimeError as error:  # no more threads
+        say("weights are read from {}: {}".format(source, error))
     else:
         say("weights are read from the node's copy, {}".format(folder))
-        return [word.replace("{weights}", folder) for word in plan["argv"]]
-    return None
+        return folder
+    return os.path.dirname(source)
 
 
 def local_copy(source: str, directory: str, tell: Say) -> str:
@@ -114,7 +121,7 @@ def files_of(source: str) -> Files:
         if split:
             names = [n for n in os.listdir(base) if _groups(n) == split.groups()]
         return sorted(described(os.path.join(base, n), n) for n in names)
-    top = os.path.basename(source.rstrip("/"))
+    top = os.path.basename(source)
     safetensors = any(name.endswith(".safetensors") for name in os.listdir(source))
     found = []
     for base, folders, names in os.walk(source, followlinks=True):

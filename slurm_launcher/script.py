@@ -6,12 +6,13 @@ The script is all that a node gets, so nothing has to be installed there:
     umask, prologue                     `module load` and the like
     exec python3 - <<'...'              bash becomes Python: signals for the job's shell reach the agent itself
         MANIFEST                        what to run, as JSON; holds the replica's two secrets
-        agent.py
+        on_node.py, agent.py
 """
 
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -21,6 +22,7 @@ from typing import Any
 from .engines import ENGINES
 from .runtimes import RUNTIMES
 from .spec import Launch, ModelSpec, Site
+from .steps import on_all_nodes, on_this_node
 
 DELIMITER = "END_OF_SLURMGATE_AGENT"
 REDACTED = "<redacted>"
@@ -35,7 +37,17 @@ LOCAL_TERM_GRACE_S = 4.0
 PROBE_TIMEOUT_S = 120.0
 """For the first token, once the engine says that it is healthy."""
 
-AGENT = Path(__file__).with_name("agent.py").read_text(encoding="ascii")
+ON_NODE = Path(__file__).with_name("on_node.py").read_text(encoding="ascii").rstrip() + "\n"
+"""What each node of several runs; a part of the agent."""
+
+
+def _carried(name: str) -> str:
+    """A module that is carried behind on_node.py: what it imports from there is there already."""
+    text = Path(__file__).with_name(name).read_text(encoding="ascii")
+    return re.sub(r"^from slurm_launcher\.on_node import \(.*?^\)\n", "", text, flags=re.MULTILINE | re.DOTALL)
+
+
+AGENT = f"{ON_NODE}\n\n{_carried('agent.py')}"
 
 
 def manifest(
@@ -55,8 +67,9 @@ def manifest(
     if redact:  # before anything is built, so that nothing built holds a secret
         launch = replace(launch, token=REDACTED, engine_key=REDACTED)
         spec = replace(spec, environment=tuple((name, REDACTED) for name, _ in spec.environment))
+    if spec.resources.nodes > 1 and host is not None:
+        raise ValueError("slurm.nodes: only Slurm has several nodes; expected 1")
     engine = ENGINES[spec.engine]
-    argv, environment = RUNTIMES[spec.runtime](engine.argv(spec), engine.env(spec, launch.engine_key), spec)
     return {
         "replica": launch.replica_id,
         "model": spec.name,
@@ -74,14 +87,44 @@ def manifest(
         "host": host,
         "gpus": spec.resources.gpus,
         "engine": {
-            "argv": argv,
-            "environment": environment,
+            **_started(spec, launch, site),
             "key": launch.engine_key,
             "health": engine.health,
             "probe": asdict(engine.probe(spec)),
             "guards_key": engine.guards_key,
         },
     }
+
+
+def _started(spec: ModelSpec, launch: Launch, site: Site) -> dict[str, Any]:
+    """How the engine is started: in its container, as a step where that is needed.
+
+    argv, environment, files   as in `runtimes.Wrapped`
+    container                  the commands for what a container leaves behind, or None
+    follower                   argv on all nodes but the first
+    step                       None: argv is the agent's child. Else `argv`, srun's, and `program`, for each node
+    """
+    engine = ENGINES[spec.engine]
+    runtime = RUNTIMES[spec.runtime]
+    environment = engine.env(spec, launch.engine_key)
+    wrapped = runtime.wrap(engine.argv(spec), environment, spec)
+    plan: dict[str, Any] = {
+        "argv": wrapped.argv,
+        "environment": wrapped.environment,
+        "files": wrapped.files,
+        "container": wrapped.container,
+        "follower": [],
+        "step": None,
+    }
+    if spec.resources.nodes > 1:
+        plan["follower"] = runtime.wrap(engine.argv(spec, follower=True), environment, spec).argv
+        argv = on_all_nodes(
+            spec.resources.nodes, site.python if wrapped.step is None else "python3", wrapped.step or ()
+        )
+        plan["step"] = {"argv": argv, "program": ON_NODE}
+    elif wrapped.step is not None:
+        plan["argv"] = on_this_node(wrapped.argv, wrapped.step)
+    return plan
 
 
 def render(

@@ -66,7 +66,6 @@ class Worker:
         self.ready = asyncio.Event()
         self.missed = 0
         self.link: Link | None = None
-        self.desk: Desk | None = None
         self.process: asyncio.subprocess.Process | None = None
 
     @property
@@ -214,12 +213,12 @@ class Supervisor:
         desk.open(link)
         try:
             await link.open(ours)
-            worker.link, worker.desk = link, desk
+            worker.link = link
             link.tell("start", start_to(self._start()))
             if self._ends:
                 link.tell("stop")
             try:
-                return await self._ended(process, link, lost)
+                return await self._ended(process, lost)
             finally:
                 link.close()
                 await lost.wait()
@@ -229,9 +228,9 @@ class Supervisor:
                 await process.wait()
             self._tally.died(worker.number)
             worker.ready.clear()
-            worker.link = worker.desk = worker.process = None
+            worker.link = worker.process = None
 
-    async def _ended(self, process: asyncio.subprocess.Process, link: Link, lost: asyncio.Event) -> int:
+    async def _ended(self, process: asyncio.subprocess.Process, lost: asyncio.Event) -> int:
         """Wait for the end of a worker: by itself, after the grace, or because it cannot be spoken with any more."""
         waiting = asyncio.create_task(process.wait(), name="a worker's end")
         cut = asyncio.create_task(lost.wait(), name="a worker's silence")

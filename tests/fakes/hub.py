@@ -104,6 +104,7 @@ def send(
     headers: dict[str, str],
     data: bytes,
     body: bool,
+    *,
     cut_after: int | None = None,
 ) -> None:
     request.send_response(status)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from slurm_launcher.engine_memory import RULES, rule_of
 from slurm_launcher.fit import Verdict, fit
-from slurm_launcher.fit_check import check_fit, line
+from slurm_launcher.fit_check import check_fit, line, missing_weights
 from slurm_launcher.gpus import Gpu, gpu_of
 from slurm_launcher.model_shape import KvGroup, ModelShape, shape_of
 from slurm_launcher.spec import ModelSpec, Resources
@@ -436,3 +436,16 @@ def test_a_check_reads_no_weights(tmp_path: Path) -> None:
     with pytest.raises(WeightsUnknown):
         local(source)
     assert check_fit(spec_of(source), "warn") is not None
+
+
+def test_weights_that_are_not_there_are_named_before_a_job_fails_of_it(tmp_path: Path) -> None:
+    there = lay_out(tmp_path / "shared" / "m", LLAMA_8B, BYTES_8B)
+    bound = {"runtime": "apptainer", "image": "/i.sif", "binds": (f"{tmp_path}/shared:/models:ro",)}
+    assert missing_weights(spec_of(there)) is None
+    assert missing_weights(spec_of("/models/m", **bound)) is None
+    assert missing_weights(spec_of("org/model")) is None
+    assert missing_weights(spec_of("/in/the/image", **bound)) is None
+    said = missing_weights(spec_of("/models/other", **bound))
+    assert said is not None
+    assert said.startswith(f'models."big".source: {tmp_path}/shared/other (/models/other in the container) is not on')
+    assert missing_weights(spec_of(tmp_path / "none")) is not None

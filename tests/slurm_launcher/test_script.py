@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from slurm_launcher.agent import KILL_AFTER_S
+from slurm_launcher.on_node import KILL_AFTER_S
 from slurm_launcher.engines import ENGINES
 from slurm_launcher.script import AGENT, DELIMITER, assemble, manifest, render
 from slurm_launcher.spec import ModelSpec, Resources, Secrets, Site
@@ -62,7 +62,7 @@ def test_after_term_an_agent_ends_before_its_scheduler_kills_it() -> None:
 
 
 def test_for_people_secrets_and_the_models_variables_are_blacked_out() -> None:
-    spec = replace(SPEC, runtime="apptainer", image="x.sif")
+    spec = replace(SPEC, runtime="apptainer", image="/images/x.sif")
     text = render(spec, LAUNCH, SITE, redact=True)
     for secret in (LAUNCH.token, LAUNCH.engine_key, "hf_x"):
         assert secret in render(spec, LAUNCH, SITE)

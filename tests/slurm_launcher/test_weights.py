@@ -14,8 +14,9 @@ from slurm_launcher.model_shape import KvGroup
 from slurm_launcher.weights import WeightsUnknown, found, from_hub, hub_cache, local, outside
 from tests.fakes.hub import FakeHub
 
-from .hub_fixture import fake_hub as fake_hub
 from .tiny_models import CONFIG, LLAMA_GGUF, gguf, safetensors
+
+pytest_plugins = ["tests.slurm_launcher.hub_fixture"]
 
 EMBEDDED = Path(__file__).parents[2] / "proxy" / "embedded"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -180,3 +181,27 @@ async def test_news_of_a_model_reach_every_worker(tmp_path: Path) -> None:
                 break
         else:
             raise AssertionError(now)
+
+
+def words_of(pid: int, file: str) -> list[bytes]:
+    return Path(f"/proc/{pid}/{file}").read_bytes().rstrip(b"\0").split(b"\0")
+
+
+async def test_a_workers_command_line_names_nothing_but_files_and_its_environment_is_mains(tmp_path: Path) -> None:
+    async with supervised(tmp_path) as main:
+        for pid in main.pids:
+            line = words_of(pid, "cmdline")
+            rest = line[line.index(b"proxy.workers") + 1 :]
+            assert all(word in (b"--link", b"--listen") or word.isdigit() for word in rest)
+            inherited = {word.decode().partition("=")[0] for word in words_of(pid, "environ")}
+            assert inherited <= {*os.environ, "LINES", "COLUMNS"}  # which C libraries set behind os.environ's back
+
+
+async def test_a_worker_has_none_of_mains_files_but_those_it_is_given(tmp_path: Path) -> None:
+    """A socket of another worker, or main's end of a link, would live on in it when they die."""
+    async with supervised(tmp_path) as main:
+        mine = {os.stat(f"/proc/self/fd/{listener.fileno()}").st_ino for listener in main.listeners}
+        for number, pid in enumerate(main.pids):
+            theirs = [os.stat(f"/proc/{pid}/fd/{file}").st_ino for file in os.listdir(f"/proc/{pid}/fd")]
+            shared = [inode for inode in theirs if inode in mine]
+            assert shared == [os.fstat(main.listeners[number].fileno()).st_ino]
