@@ -32,9 +32,9 @@ from proxy.benchmark.asking import PlainClient
 from proxy.benchmark.figures import Figures, Sample, summary
 from proxy.benchmark.load import Cell, Clients, Plan, measure
 from proxy.benchmark.prompts import Lengths, Prompts, Ticket
-from proxy.benchmark.session import first_answer, word_count
 from proxy.benchmark.show import document_of, milliseconds, shares, without_nan
 from proxy.benchmark.targets import DIRECT, GATEWAY, Place, Target
+from proxy.benchmark.warmup import first_answer, word_count
 
 from .engine_profiles import PROFILES
 from .engine_users import closed_loop
@@ -73,12 +73,16 @@ class Setup:
 _LIGHT = (Step(1, 8), Step(2, 6), Step(4), Step(8), Step(16), Step(32))
 SETUPS = (
     Setup("llama-1b", "Llama 3.2 1B, 1 x A100", (*_LIGHT, Step(64), Step(128))),
-    Setup("llama-3b", "Llama 3.2 3B, 1 x A100", (*_LIGHT, Step(64), Step(128))),
-    Setup("llama-8b", "Llama 3.1 8B, 1 x A100", (*_LIGHT, Step(64), Step(128))),
+    Setup("llama-3b", "Llama 3.2 3B, 1 x A100", (*_LIGHT, Step(64, 2, 1), Step(128, 2, 1))),
+    Setup(
+        "llama-8b",
+        "Llama 3.1 8B, 1 x A100",
+        (*(Step(users) for users in (1, 2, 4, 8, 16, 32)), Step(64, 2, 1), Step(128, 2, 1)),
+    ),
     Setup(
         "llama-70b",
         "Llama 3.1 70B, 4 x A100",
-        (Step(1), Step(2), Step(4), Step(8), *(Step(users, 2, 1) for users in (16, 32, 64, 128))),
+        (Step(1), Step(2), *(Step(users, 2, 1) for users in (4, 8, 16, 32, 64, 128))),
     ),
     Setup(
         "llama-70b-2gpu",
@@ -115,6 +119,10 @@ class Level:
 class Measured:
     setup: Setup
     levels: list[Level] = field(default_factory=list)
+
+
+class GatewayGone(Exception):
+    """Its process has ended: what would be measured is nothing."""
 
 
 # -- measuring -------------------------------------------------------------------------------------------------------
@@ -176,6 +184,8 @@ async def run_setup(setup: Setup, engine: Place, gateway: Place, gateway_pid: in
             for cell in cells:
                 level.figures[cell.target] = figures_of(cell.samples, step.users, cell.wall_s, setup.speed)
             level.figures[MODEL] = predicted(setup, here, step)
+            if level.figures[GATEWAY].errors.get("no connection"):
+                raise GatewayGone
             measured.levels.append(level)
             print(line_of(setup, level), flush=True)
     finally:
@@ -252,12 +262,22 @@ def started(setups: Sequence[Setup], directory: Path) -> Iterator[tuple[dict[str
         gateway = stack.enter_context(
             Process("slurmgate", [*slurmgate, "serve", *options], port, directory / "gateway.log")
         )
-        yield engines, Place("127.0.0.1", port, key=made.stdout.strip()), gateway.pid
+        try:
+            yield engines, Place("127.0.0.1", port, key=made.stdout.strip()), gateway.pid
+        except GatewayGone:
+            sys.exit(f"the gateway has ended; the end of its log:\n{gateway.log_tail()}")
 
 
-def run(setups: Sequence[Setup]) -> list[Measured]:
+def run(setups: Sequence[Setup], out: Path) -> list[Measured]:
+    """Figures are written after each setup, so that a run that ends early leaves what it has."""
+    begun = time.monotonic()
+
     async def all_of_them(engines: dict[str, Place], gateway: Place, pid: int) -> list[Measured]:
-        return [await run_setup(setup, engines[setup.profile], gateway, pid) for setup in setups]
+        measured = []
+        for setup in setups:
+            measured.append(await run_setup(setup, engines[setup.profile], gateway, pid))
+            write(measured, time.monotonic() - begun, out)
+        return measured
 
     with (
         tempfile.TemporaryDirectory() as directory,
@@ -358,6 +378,9 @@ def write(measured: Sequence[Measured], took_s: float, out: Path) -> None:
     data = orjson.dumps(document(measured, took_s), option=orjson.OPT_INDENT_2)
     (out / "experiment.json").write_bytes(data + b"\n")
     (out / "experiment.md").write_text(markdown(measured))
+
+
+def draw(measured: Sequence[Measured], out: Path) -> None:
     drawn = [one for one in measured if one.setup.speed == 1]
     panels = [plot.Panel(one.setup.profile, {level.users: level.figures for level in one.levels}) for one in drawn]
     plot.draw_panels(panels, out / "experiment")
@@ -377,10 +400,9 @@ def main() -> None:
         setups = [replace(setup, steps=QUICK) for setup in setups]
     begun = time.monotonic()
     with term_is_exit():
-        measured = run(setups)
-    took_s = time.monotonic() - begun
-    write(measured, took_s, options.out)
-    print(f"{took_s:.0f} s; written to {options.out}")
+        measured = run(setups, options.out)
+    draw(measured, options.out)
+    print(f"{time.monotonic() - begun:.0f} s; written to {options.out}")
 
 
 if __name__ == "__main__":

@@ -117,7 +117,7 @@ def fit(
     if as_json:
         say(json.dumps(as_dict(verdict, shape, weights, what.engine)))
     else:
-        print_table(("", ""), list(rows(verdict, shape, weights, what.engine)), numbers=1)
+        print_table((verdict.model, ""), list(rows(verdict, shape, weights, what.engine)), numbers=1)
         for note in verdict.notes:
             say(f"note: {note}")
         say(verdict.sentence)

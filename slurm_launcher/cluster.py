@@ -15,7 +15,14 @@ class CouldNotAsk(Exception):
 
 
 class Refused(Exception):
-    """The scheduler answered no. The message is its own first line; trying the same again gives the same."""
+    """The scheduler answered no. The message is its own first line; trying the same again at once gives the same.
+
+    temporary   it may say yes later, though nothing is changed here: a limit that other jobs have used up
+    """
+
+    def __init__(self, message: str, *, temporary: bool = False) -> None:
+        super().__init__(message)
+        self.temporary = temporary
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +106,11 @@ OVER_STATES = frozenset({
 """Ended (sacct(1), JOB STATE CODES; the same from 21.08 to 26.05). REVOKED: of a federation's clusters another one has
 started it."""
 
+ALL_STATES = WAITING_STATES | OVER_STATES | {
+    "CONFIGURING", "RUNNING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING", "COMPLETING",
+}  # fmt: skip
+"""What we know of. A job in any other state lives on."""
+
 
 @dataclass(frozen=True, slots=True)
 class Submission:
@@ -135,7 +147,7 @@ class Cluster(Protocol):
         """End jobs. Unknown and ended ones are no error."""
 
     async def maintenance(self, partition: str, now: float) -> float | None:
-        """When all nodes of a partition ("" for the default one, `a,b` for a choice) are in maintenance next, in seconds
-        since the epoch; None for never. `now` if they are in it. Asked with the same `now`, it may answer from memory:
+        """When all nodes of a partition ("" for the default one, `a,b` for a choice) are in maintenance next, in
+        seconds since the epoch; None for never. `now` if they are in it. Asked with the same `now`, it may answer from memory:
         the launcher asks for every model in turn."""
         return None

@@ -11,12 +11,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from .cluster import WAITING_STATES, Job, JobComment
-from .facilities import NODES_FORMAT
 from .spec import Resources
 
 FORMAT = "%i|%T|%r|%N|%B|%S|%e|%l|%L|%V|%P|%j|%b|%k"
 """squeue(1): id, state, reason, nodes, batch host, start, end, limit, time left, submission, partition, name, gres,
 comment. The comment is last, since it alone may hold the delimiter."""
+
+NODES_FORMAT = "%P|%N|%o|%T|%G|%c|%m"
+"""sinfo(1) with `--Node`: partition (`*` marks the default one), name, address, state, GRES, CPUs, memory in MB."""
 
 _COLUMNS = FORMAT.count("|") + 1
 _SACCT_FIELDS = ("JobID", "State", "Reason", "ExitCode", "NodeList")
@@ -324,6 +326,8 @@ _UNANSWERED = re.compile(
             r"Rate limit exceeded",
             r"Incompatible versions of client and server",
             r"Protocol authentication error|Invalid authentication credential|Authentication credential expired",
+            r"Authentication failure|TLS missing but required|Rejecting authentication of user",
+            r"Unable to create job record, try again|DB index is being set",
             r"is shutting down",
             r"Can't find an address",
             # errno.h, as slurm_strerror passes it on; EAGAIN is "temporarily unable to accept job"
@@ -364,13 +368,27 @@ def refusal(stderr: str) -> str:
     return "Slurm refused the job: " + "; ".join([*verdicts[-1:], *details[:4]])[:400]
 
 
+_TEMPORARY = re.compile(
+    r"(QOS|Assoc)Max(Submit)?Jobs?\w*Limit|(QOS|Assoc)Grp\w*Limit|Max(Submit)?JobsPerAccount|MaxJobCount|job queue full"
+    r"|Requested partition configuration not available now|Required (node|partition) not available",
+    re.IGNORECASE,
+)
+
+
+def temporary(refusal: str) -> bool:
+    """Whether a no may become a yes by itself: the user's other jobs count, or a partition is closed for a while."""
+    return _TEMPORARY.search(refusal) is not None
+
+
 def not_cancelled(stderr: str) -> list[str]:
     """What scancel complains of, but for jobs that are unknown or have ended: they are as cancelled as can be."""
     return [line for line in complaints(stderr) if not _NOTHING_TO_CANCEL.search(line)]
 
 
 _NOTHING_TO_CANCEL = re.compile(
-    r"Invalid job id specified|Job/step already completing or completed|Job has already finished", re.IGNORECASE
+    r"Invalid job id specified|Job/step already completing or completed|Job has already finished"
+    r"|No active jobs match ALL job filters",
+    re.IGNORECASE,
 )
 
 

@@ -8,6 +8,7 @@ Arguments and environment values may hold placeholders, filled by the agent in t
     {host}            the address to listen on
     {port}            the port to serve at; {port2}, {port3}: two more free ports
     {tmp}             a private directory on the node, removed afterwards
+    {head}            over several nodes: the address of the first, and of each itself: {node}; its number: {rank}
 
 The flags were read in the engines' sources: TGI v3.3.7 `launcher/src/main.rs` and `router/src/server.rs`; vLLM
 `vllm/entrypoints/openai/cli_args.py` and `api_server.py`; llama.cpp `tools/server/README.md`; SGLang
@@ -16,7 +17,7 @@ The flags were read in the engines' sources: TGI v3.3.7 `launcher/src/main.rs` a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
@@ -48,6 +49,9 @@ class Engine:
     guards_key     a wrong key is refused on the routes of the probe
     model_word     the name in requests' `model`, where the engine does not know the public one
     environment    the engine's own settings; a model's `environment` goes over it
+    spread         over several nodes (`slurm.nodes`): (argv so far, spec, follower) -> the whole argv, for the first
+                   node and for those that follow it. None: the engine runs on one node only
+    spread_environment   goes with it
     """
 
     name: str
@@ -60,14 +64,25 @@ class Engine:
     guards_key: bool = True
     model_word: str | None = None
     environment: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    spread: Callable[[list[str], ModelSpec, bool], list[str]] | None = None
+    spread_environment: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
 
-    def argv(self, spec: ModelSpec) -> list[str]:
-        """The whole command line, with placeholders. Holds no secrets of ours."""
-        return [*(spec.command or self.program), *self.arguments(spec), *spec.arguments]
+    def argv(self, spec: ModelSpec, *, follower: bool = False) -> list[str]:
+        """The whole command line, with placeholders. Holds no secrets of ours.
+
+        Raises `ValueError` for several nodes where the engine runs on one only.
+        """
+        argv = [*(spec.command or self.program), *self.arguments(spec)]
+        if spec.resources.nodes == 1:
+            return [*argv, *spec.arguments]
+        if self.spread is None:
+            raise ValueError(f"slurm.nodes: {self.name} runs on one node only; expected 1")
+        return self.spread(argv, spec, follower)
 
     def env(self, spec: ModelSpec, key: str) -> dict[str, str]:
         """What is added to the environment: the engine's own, over it the model's, over that the key."""
-        return {**self.environment, **dict(spec.environment), self.key_variable: key}
+        spread = self.spread_environment if spec.resources.nodes > 1 else {}
+        return {**self.environment, **spread, **dict(spec.environment), self.key_variable: key}
 
     def probe(self, spec: ModelSpec) -> Probe:
         """One real token, or one real vector."""
@@ -99,6 +114,64 @@ def _vllm(spec: ModelSpec) -> list[str]:
     return arguments
 
 
+def _vllm_spread(argv: list[str], spec: ModelSpec, follower: bool) -> list[str]:
+    """Tensors are split within a node, layers over the nodes. Two ways to do it:
+
+    By itself (vLLM 0.12 and newer; pull request 23691, `docs/serving/parallelism_scaling.md`): the same command on each
+    node, with its rank. The simplest, so it is what is done unless `arguments` ask for Ray, which older releases need.
+    """
+    nodes = str(spec.resources.nodes)
+    argv = [*argv, "--pipeline-parallel-size", nodes]
+    if _asks_for_ray(spec.arguments):
+        return _vllm_on_ray([*argv, *spec.arguments], spec, follower)
+    argv += ["--nnodes", nodes, "--node-rank", "{rank}", "--master-addr", "{head}", "--master-port", "{port2}"]
+    return [*argv, *(["--headless"] if follower else []), *spec.arguments]
+
+
+def _asks_for_ray(arguments: Sequence[str]) -> bool:
+    return "--distributed-executor-backend ray" in " ".join(arguments).replace("=", " ")
+
+
+def _vllm_on_ray(argv: list[str], spec: ModelSpec, follower: bool) -> list[str]:
+    """A Ray cluster of its own, in the private directory and on ports of its own: users share nodes, and /tmp/ray.
+
+    `ray start` (ray `python/ray/scripts/scripts.py`) gives up on a head that is not there yet, and vLLM looks at the
+    cluster's GPUs as soon as it starts: so each side waits for the other.
+    """
+    common = ["--node-ip-address={node}", "--min-worker-port=20002", "--max-worker-port=29999", "--disable-usage-stats"]
+    common += [f"--num-gpus={spec.resources.gpus}"] if spec.resources.gpus else []
+    if follower:
+        start = " ".join(["ray start --block --address={head}:{port2}", *common])
+        return ["sh", "-c", f'python3 -c "{_WAIT_FOR_HEAD}" && exec {start}']
+    own = ["--include-dashboard=false", "--temp-dir={tmp}/ray", "--ray-client-server-port={port3}"]
+    start = " ".join(["ray start --head --port={port2}", *own, *common])
+    wait = _WAIT_FOR_NODES.replace("{nodes}", str(spec.resources.nodes))
+    return [
+        "sh",
+        "-c",
+        f'export RAY_ADDRESS={{head}}:{{port2}}; {start} && python3 -c "{wait}" && exec "$@"',
+        "vllm",
+        *argv,
+    ]
+
+
+_WAIT_FOR_HEAD = """
+import socket, time
+while True:
+    try:
+        socket.create_connection(('{head}', {port2}), 5).close()
+        break
+    except OSError:
+        time.sleep(1)
+"""
+_WAIT_FOR_NODES = """
+import ray, time
+ray.init(logging_level='error')
+while sum(node['Alive'] for node in ray.nodes()) < {nodes}:
+    time.sleep(1)
+"""
+
+
 def _llamacpp(spec: ModelSpec) -> list[str]:
     """A source that ends in `.gguf` is a file, anything else a hub repository (`USER/MODEL[:QUANT]`).
 
@@ -121,12 +194,18 @@ def _sglang(spec: ModelSpec) -> list[str]:
     arguments = ["--model-path", spec.source, "--host", "{host}", "--port", "{port}", "--nccl-port", "{port2}"]
     arguments += ["--served-model-name", spec.name]
     if spec.resources.gpus:
-        arguments += ["--tp-size", str(spec.resources.gpus)]
+        arguments += ["--tp-size", str(spec.resources.gpus * spec.resources.nodes)]
     if spec.context_length:
         arguments += ["--context-length", str(spec.context_length)]
     if spec.task == "embed":
         arguments += ["--is-embedding"]
     return arguments
+
+
+def _sglang_spread(argv: list[str], spec: ModelSpec, follower: bool) -> list[str]:
+    """The same command on each node, with its rank. Followers answer their own health checks, so not at {host}."""
+    argv = [*argv, "--nnodes", str(spec.resources.nodes), "--node-rank", "{rank}", "--dist-init-addr", "{head}:{port3}"]
+    return [*argv, *(["--host", "127.0.0.1"] if follower else []), *spec.arguments]
 
 
 _SGLANG_WITH_KEY = (
@@ -171,6 +250,8 @@ ENGINES: dict[str, Engine] = {
             arguments=_vllm,
             key_variable="VLLM_API_KEY",
             environment=MappingProxyType({"VLLM_NO_USAGE_STATS": "1"}),
+            spread=_vllm_spread,
+            spread_environment=MappingProxyType({"VLLM_HOST_IP": "{node}"}),  # where nodes have several networks
         ),
         # /health says 503 while the model loads, and needs no key
         Engine(
@@ -185,6 +266,7 @@ ENGINES: dict[str, Engine] = {
             program=("python3", "-c", _SGLANG_WITH_KEY),
             arguments=_sglang,
             key_variable="SGLANG_API_KEY",
+            spread=_sglang_spread,
         ),
         # /health asks the model for a vector; the settings it prints hold the key, as TGI's do
         Engine(

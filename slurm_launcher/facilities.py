@@ -12,10 +12,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-Record = dict[str, str]
+from .commands import NODES_FORMAT, parse_duration
 
-NODES_FORMAT = "%P|%N|%o|%T|%G|%c|%m"
-"""sinfo(1) with `--Node`: partition (`*` marks the default one), name, address, state, GRES, CPUs, memory in MB."""
+Record = dict[str, str]
 
 _NODES_COLUMNS = NODES_FORMAT.count("|") + 1
 _NONE = frozenset({"", "(null)", "N/A", "n/a", "NONE", "None"})
@@ -30,7 +29,8 @@ def parse_records(text: str, first: str) -> list[Record]:
     for block in re.split(rf"(?m)^\s*(?={re.escape(first)}=)", text):
         if block.startswith(f"{first}="):
             parts = re.split(r"(?:^|\s+)([A-Za-z][A-Za-z:]*)=", block.strip())
-            records.append(dict(zip(parts[1::2], (value.strip() for value in parts[2::2]), strict=True)))
+            pairs = list(zip(parts[1::2], (value.strip() for value in parts[2::2]), strict=True))
+            records.append(dict(reversed(pairs)))  # the first wins: a comment, which comes last, may look like a key
     return records
 
 
@@ -169,8 +169,6 @@ class Partition:
 
 def parse_partitions(text: str) -> list[Partition]:
     """`scontrol show partition`."""
-    from .commands import parse_duration
-
     found = []
     for record in parse_records(text, "PartitionName"):
         try:
@@ -223,7 +221,7 @@ class Node:
     def usable(self) -> bool:
         """It runs jobs, or will without anybody's help. `idle*` does not answer; `mixed-` and the like do."""
         word = re.match(r"[a-z_]+", self.state.lower())
-        return bool(word) and word[0] in _USABLE and not self.state.endswith("*")
+        return word is not None and word[0] in _USABLE and not self.state.endswith("*")
 
 
 _USABLE = frozenset({"idle", "mixed", "mix", "allocated", "alloc", "completing", "comp", "reserved", "resv", "planned",

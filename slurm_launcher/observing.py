@@ -137,17 +137,24 @@ HOPELESS: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"^PartitionTimeLimit$"), "asks for more time than its partition allows"),
     (re.compile(r"^PartitionNodeLimit$"), "asks for more nodes than its partition allows"),
     (re.compile(r"^PartitionConfig$"), "asks for what its partition does not allow"),
-    (re.compile(r"PerJob(Limit)?$"), "asks for more than one job may have"),
-    (re.compile(r"^(InvalidAccount|AccountNotAllowed|AccountingPolicy)$"), "has an account that may not run here"),
+    (re.compile(r"^(QOS|Assoc)Max\w+(PerJob(Limit)?|PerNode)$"), "asks for more than one job may have"),
+    (re.compile(r"^MaxMemPerLimit$"), "asks for more memory than its partition allows"),
+    (re.compile(r"^QOSMin\w+$"), "asks for less than its QOS demands"),
+    (re.compile(r"^(InvalidAccount|AccountNotAllowed)$"), "has an account that may not run here"),
+    (re.compile(r"^AccountingPolicy$"), "asks for what its account or QOS does not allow"),
     (re.compile(r"^(InvalidQOS|QOSNotAllowed)$"), "has a QOS that may not run here"),
-    (re.compile(r"^(BadConstraints|NodeConfig)$"), "asks for features that no node has"),
+    (re.compile(r"^BadConstraints$"), "asks for what no node has"),
     (re.compile(r"^DependencyNeverSatisfied$"), "waits for a job that has failed"),
-    (re.compile(r"^(ReservationDeleted|RESV_DEL_HOLD)$"), "waits for a reservation that is gone"),
+    (re.compile(r"^Reservation(Deleted|Invalid)$"), "waits for a reservation that is gone"),
 )
-"""Reasons of squeue(1) that do not go away by waiting -> what is wrong. Slurm keeps such jobs pending for ever."""
+"""Reasons of squeue(1) that do not go away by waiting -> what is wrong. Slurm keeps such jobs pending for ever.
+
+The words of job_state_reason.c, 21.08 to 26.05. Not among them are those that may pass: `Constraints` (23.02 on: cannot
+be satisfied *now*), `PartitionDown`, `PartitionInactive`, group and user limits, whatever a node's state brings.
+"""
 
 _HELD = re.compile(r"^JobHeldUser$")
-_LAUNCH_HELD = re.compile(r"launch.failed.requeued.held", re.IGNORECASE)
+_LAUNCH_HELD = re.compile(r"\brequeued.held$|^JobHoldMaxRequeue$", re.IGNORECASE)
 
 
 def stuck(job: Job) -> Failure | None:

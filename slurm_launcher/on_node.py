@@ -1,4 +1,4 @@
-"""An engine's process and its container on one node: fill in what only the node knows, start, end, leave nothing behind.
+"""An engine's process and its container on one node: what only the node knows, the start, the end, nothing left behind.
 
 It is carried in front of agent.py in every script (written for Python 3.6, standard library only). An engine on one
 node is the agent's child. Over several nodes it is a step: the agent starts `srun`, and on each node this file runs by
@@ -29,7 +29,7 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
+import sys  # noqa: F401  # for the lines that follow this file where it is carried
 import time
 from typing import Any, Callable, Dict, List, Optional
 
@@ -124,7 +124,7 @@ class Container:
     def remove(self) -> None:
         """This replica's own, if there is one."""
         if self._plan is not None:
-            self._run(fill_all(self._plan["remove"], self._places) + [str(self._places["container"])])
+            self._run(fill_all([*self._plan["remove"], "{container}"], self._places))
 
     def remove_leftovers(self, say: Callable[[str], None]) -> None:
         """Those of agents of this user on this node that are no more."""
@@ -146,6 +146,7 @@ class Container:
                 stderr=subprocess.DEVNULL,
                 env=self._environment,
                 timeout=CONTAINER_S,
+                check=False,
             )
         except (OSError, subprocess.SubprocessError):
             return ""

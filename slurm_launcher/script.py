@@ -118,9 +118,8 @@ def _started(spec: ModelSpec, launch: Launch, site: Site) -> dict[str, Any]:
     }
     if spec.resources.nodes > 1:
         plan["follower"] = runtime.wrap(engine.argv(spec, follower=True), environment, spec).argv
-        argv = on_all_nodes(
-            spec.resources.nodes, site.python if wrapped.step is None else "python3", wrapped.step or ()
-        )
+        python = site.python if wrapped.step is None else "python3"  # with pyxis it is the image's
+        argv = on_all_nodes(spec.resources.nodes, python, wrapped.step or ())
         plan["step"] = {"argv": argv, "program": ON_NODE}
     elif wrapped.step is not None:
         plan["argv"] = on_this_node(wrapped.argv, wrapped.step)

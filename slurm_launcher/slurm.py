@@ -21,6 +21,20 @@ from tenacity import (
 
 from . import commands
 from .cluster import Cluster, CouldNotAsk, Job, Refused, Submission
+from .facilities import (
+    Node,
+    Partition,
+    Record,
+    Reservation,
+    asked_for,
+    next_maintenance,
+    parse_config,
+    parse_nodes,
+    parse_partitions,
+    parse_ping,
+    parse_reservations,
+)
+from .versions import Capabilities, Version, parse_version, refused_option
 
 KEPT = frozenset({"PATH", "HOME", "USER", "LOGNAME", "TZ", "LD_LIBRARY_PATH", "SLURM_CONF", "SLURM_JWT"})
 """What Slurm's commands get of our environment: where Slurm is and who we are.
@@ -77,6 +91,9 @@ class SlurmCluster(Cluster):
         kept = {key: value for key, value in given.items() if key in KEPT}
         self._environment = {"PATH": os.defpath, **kept, "LC_ALL": "C", "SLURM_TIME_FORMAT": "standard"}
         self.skipped: tuple[str, ...] = ()
+        self._capabilities = Capabilities()
+        self._reservations: tuple[float, list[Reservation]] | None = None
+        self._partitions: tuple[float, list[Partition]] | None = None
 
     @property
     def name(self) -> str:
@@ -92,10 +109,11 @@ class SlurmCluster(Cluster):
             return job_id
         if answer.status < 0 or commands.unanswered(answer.err):
             raise CouldNotAsk(answer.said)
-        raise Refused(commands.refusal(answer.err))
+        reason = commands.refusal(answer.err)
+        raise Refused(reason, temporary=commands.temporary(reason))
 
     async def jobs(self) -> dict[str, Job]:
-        answer = await self._run(commands.squeue(self._job_name, self._name))
+        answer = await self._ask(commands.squeue(self._job_name, self._name))
         listing = commands.parse_jobs(answer.out)
         # an empty answer is believed only from a squeue that had nothing to complain of
         nothing_but_noise = not listing.jobs and (listing.skipped or "error" in answer.err)
@@ -109,7 +127,7 @@ class SlurmCluster(Cluster):
         asked = commands.job_ids(ids)
         if not asked:
             return {}
-        answer = await self._run(commands.sacct(asked, self._name))
+        answer = await self._ask(commands.sacct(asked, self._name))
         if answer.status == 0:
             return commands.parse_ended(answer.out)
         if commands.accounting_is_off(answer.err):
@@ -131,6 +149,76 @@ class SlurmCluster(Cluster):
         for known in commands.job_ids([job_id]):
             await self._scancel(commands.scancel_signal(known, name, self._job_name, self._name))
 
+    async def maintenance(self, partition: str, now: float) -> float | None:
+        """By the reservations with the flag MAINT. Two commands for each `now`, however many partitions are asked
+        for; one, where nothing is reserved for maintenance."""
+        if self._reservations is None or self._reservations[0] != now:
+            self._reservations = now, await self.reservations()
+        planned = [r for r in self._reservations[1] if "MAINT" in r.flags and r.ends_at > now]
+        if not planned:
+            return None
+        if self._partitions is None or self._partitions[0] != now:
+            self._partitions = now, await self.partitions()
+        nodes = [node for p in asked_for(self._partitions[1], partition) for node in p.nodes]
+        return next_maintenance(nodes, planned, now)
+
+    # -- what the cluster is: for maintenance, and for whoever looks for mistakes -------------------------------------
+
+    async def reservations(self) -> list[Reservation]:
+        # in UTC, where no hour comes twice
+        return parse_reservations((await self._told(commands.show("reservation", self._name), TZ="UTC0")).out)
+
+    async def partitions(self) -> list[Partition]:
+        return parse_partitions((await self._told(commands.show("partition", self._name))).out)
+
+    async def nodes(self) -> list[Node]:
+        return parse_nodes((await self._told(commands.sinfo(self._name))).out)
+
+    async def configuration(self) -> Record:
+        return parse_config((await self._told(commands.show("config", self._name))).out)
+
+    async def version(self) -> Version | None:
+        """Of the commands here; None where they say something else. The controller's is in `configuration`."""
+        return parse_version((await self._told(["sbatch", "--version"])).out)
+
+    async def ping(self) -> dict[str, bool]:
+        """Host -> whether its slurmctld answers. Exit status 1 where none does."""
+        answer = await self._ask(commands.ping(self._name))
+        found = parse_ping(answer.out)
+        if not found:
+            raise CouldNotAsk(answer.said)
+        return found
+
+    async def test(self, script: str) -> str:
+        """What Slurm says of a script that it would take: when and where it would start. Raises `Refused`."""
+        answer = await self._run(commands.sbatch_test(self._name), script)
+        if answer.status == 0:
+            return "; ".join(commands.complaints(answer.err))
+        if answer.status < 0 or commands.unanswered(answer.err):
+            raise CouldNotAsk(answer.said)
+        reason = commands.refusal(answer.err)
+        raise Refused(reason, temporary=commands.temporary(reason))
+
+    async def _told(self, argv: list[str], **environment: str) -> Answer:
+        """An answer to be believed. Raises `CouldNotAsk` for any other."""
+        answer = await self._ask(argv, **environment)
+        if answer.status != 0 or (not answer.out.strip() and "error" in answer.err):
+            raise CouldNotAsk(answer.said)
+        return answer
+
+    # -- commands -----------------------------------------------------------------------------------------------------
+
+    async def _ask(self, argv: list[str], **environment: str) -> Answer:
+        """A question, said in the way that the commands here understand: an option that one of them refuses is
+        remembered, and not used again."""
+        while True:
+            said = self._capabilities.argv(argv, os.getuid())
+            answer = await self._run(said, environment=environment)
+            option = refused_option(answer.err) if answer.status != 0 else None
+            if option is None or option not in said or not self._capabilities.can_do_without(argv[0], option):
+                return answer
+            self._capabilities = self._capabilities.without(argv[0], option)
+
     async def _scancel(self, argv: list[str]) -> None:
         """Tried again, since saying it twice does no harm; not for long, since the launcher's loop waits."""
         attempts = AsyncRetrying(
@@ -146,7 +234,7 @@ class SlurmCluster(Cluster):
                 if answer.status != 0 and (commands.not_cancelled(answer.err) or not answer.err.strip()):
                     raise CouldNotAsk(answer.said)
 
-    async def _run(self, argv: list[str], script: str = "") -> Answer:
+    async def _run(self, argv: list[str], script: str = "", environment: Mapping[str, str] | None = None) -> Answer:
         """Run a command to its end. Raises `CouldNotAsk` where it cannot be started or takes too long.
 
         Whatever ends this, the command does not outlive it.
@@ -161,7 +249,7 @@ class SlurmCluster(Cluster):
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.PIPE,
-                env=self._environment,
+                env={**self._environment, **(environment or {})},
                 cwd="/",
                 start_new_session=True,  # a Ctrl-C at our terminal is for us; and wrappers can be killed whole
             )

@@ -77,7 +77,8 @@ _REFUSED = re.compile(
 def refused_option(stderr: str) -> str | None:
     """The option that a command says it does not know, such as `--me`; None where it says nothing of the kind.
 
-    getopt's `unrecognized option '--me'` (glibc), ``unrecognized option `--me'`` (older), `unrecognized option: me` (musl).
+    getopt's words: `unrecognized option '--me'` (glibc), the same with another quote (older), `unrecognized option: me`
+    (musl).
     """
     match = _REFUSED.search(stderr)
     return f"--{match['option'].lstrip('-')}" if match else None

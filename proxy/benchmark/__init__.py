@@ -1,7 +1,8 @@
 """`slurmgate bench MODEL`: what users of a model wait for, at 1, 2, 4 ... 128 of them, with the gateway and without.
 
 command.py   the options                                             --> session.Options
-session.py   first answers, the measurement, Ctrl-C, what is shown and written
+session.py   one run: the measurement, Ctrl-C, what is shown and written; progress.py  the bar
+warmup.py    first answers, or one sentence on why there is none; how many tokens words are
 targets.py   where requests go, with which key: options, configuration, state directory --> Target
 load.py      users: closed loops, in turns between the targets       --> Cell (samples)
 asking.py    one request over HTTP, streamed or whole                --> Sample

@@ -128,27 +128,23 @@ async def _turn(plan: Plan, clients: Clients, cell: Cell, turn: int, watcher: Wa
     gc.collect()
     gc.disable()
     begun = time.perf_counter()
+    tasks = []
     try:
         async with asyncio.TaskGroup() as group:
-            tasks = [
-                group.create_task(
-                    _user(
-                        plan,
-                        clients.of(user),
-                        itertools.chain((first[user],), bodies[user]),
-                        cell,
-                        left=plan.requests_in(turn),
-                        begun=begun,
-                        watcher=watcher,
-                    ),
-                    name=f"user {user}",
+            for user, body in enumerate(first):
+                sending = _user(
+                    plan,
+                    clients.of(user),
+                    itertools.chain((body,), bodies[user]),
+                    cell,
+                    left=plan.requests_in(turn),
+                    begun=begun,
+                    watcher=watcher,
                 )
-                for user in range(cell.users)
-            ]
+                tasks.append(group.create_task(sending, name=f"user {user}"))
     finally:
         cell.wall_s += time.perf_counter() - begun
         gc.enable()
-        del tasks
     watcher.turn_ended(cell)
 
 

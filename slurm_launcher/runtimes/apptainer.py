@@ -1,9 +1,10 @@
 """Apptainer, and Singularity, which has the same options and another prefix for variables.
 
-`exec` keeps the network, the process group, /dev (so /dev/shm is the node's), /tmp and the home directory of the job, and
-passes over the image's runscript; the user inside is the user outside. Variables named `APPTAINERENV_X` become `X` inside, over the
-image's own (Apptainer user guide, "Environment and Metadata"). `--nv` brings the driver; which GPUs are seen is what
-Slurm's cgroup and CUDA_VISIBLE_DEVICES say, since both hold inside. Nothing is left behind: no daemon, no conmon.
+`exec` keeps the network, the process group, /dev (so /dev/shm is the node's), /tmp and the home directory of the job,
+and passes over the image's runscript; the user inside is the user outside. Variables named `APPTAINERENV_X` become `X`
+inside, over the image's own (Apptainer user guide, "Environment and Metadata"). `--nv` brings the driver; which GPUs
+are seen is what Slurm's cgroup and CUDA_VISIBLE_DEVICES say, since both hold inside. Nothing is left behind: no daemon,
+no conmon.
 
 An image is a SIF file or a directory on a shared file system, or a reference that each node pulls into its own cache.
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from slurm_launcher.spec import ModelSpec
+
 from .base import PATH, REFERENCE, Runtime, Wrapped, binds_of, check, inside, uses_tmp
 
 _SHAPE = rf"{PATH}|(docker|oras|library|shub|https?)://{REFERENCE}|docker-daemon:{REFERENCE}"

@@ -11,8 +11,8 @@ from typing import TypedDict
 from slurm_launcher.spec import ModelSpec
 
 SHARED_MEMORY = "16g"
-"""/dev/shm of a container that has its own, a limit and not a reservation: NCCL and TGI's shards need 1 GiB and more,
-and the 64 MB that podman and docker give by default are too little."""
+"""The limit of a container's own shared memory (nothing is reserved): NCCL and TGI's shards need 1 GiB and more, and
+the 64 MB that podman and docker give by default are too little."""
 
 
 class Leftovers(TypedDict):
@@ -139,7 +139,7 @@ def uses_tmp(argv: Sequence[str], environment: Mapping[str, str]) -> bool:
 
 
 def inside(environment: Mapping[str, str]) -> dict[str, str]:
-    """The engine's variables. The Python in an image must not pick up packages from a home directory that is mounted."""
+    """The engine's variables. The Python in an image must not pick up packages from a home that is mounted."""
     return {"PYTHONNOUSERSITE": "1", **environment}
 
 

@@ -8,8 +8,8 @@ Read: ch-run(1) and ch-fromhost(1) of 0.31, where it is run in the tests.
 - *Writable places*: the image is read-only, so HOME is the private directory unless the model says where; /tmp is the
   node's (ch-run would take TMPDIR's directory for it, so that is set, too).
 - *Binds*: a target has to exist in the image (/mnt/0 to /mnt/9 do, in most), and read-only ones there are none of.
-- *GPUs*: /dev is the node's, so Slurm's cgroup and CUDA_VISIBLE_DEVICES hold; the driver's libraries have to be put into the image
-  once, by `ch-fromhost --nvidia`. The network and /dev/shm are the node's.
+- *GPUs*: /dev is the node's, so Slurm's cgroup and CUDA_VISIBLE_DEVICES hold; the driver's libraries have to be put
+  into the image once, by `ch-fromhost --nvidia`. The network and /dev/shm are the node's.
 - *Clean-up*: none; there is no daemon, and every process stays one of the job's.
 """
 
@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from slurm_launcher.spec import ModelSpec
+
 from .base import PATH, REFERENCE, Runtime, Wrapped, binds_of, check, check_lines, inside
 
 
@@ -32,8 +33,7 @@ def _check(spec: ModelSpec) -> None:
 def _around(argv: Sequence[str], environment: Mapping[str, str], spec: ModelSpec) -> Wrapped:
     variables = {"HOME": "{tmp}", "TMPDIR": "/tmp", **inside(environment)}  # noqa: S108  # the container's own
     options = ["--env-no-expand", "--set-env", "--set-env={tmp}/environment"]
-    for bind in binds_of(spec, uses_tmp=False):
-        options.append(f"--bind={bind.source}:{bind.target}")
+    options += [f"--bind={bind.source}:{bind.target}" for bind in binds_of(spec, uses_tmp=False)]
     lines = "".join(f"{name}={value}\n" for name, value in sorted(variables.items()))
     return Wrapped(["ch-run", *options, str(spec.image), "--", *argv], variables, files={"{tmp}/environment": lines})
 

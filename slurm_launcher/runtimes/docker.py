@@ -1,7 +1,7 @@
 """Docker, where a site lets its users talk to the daemon (which makes them root on that node).
 
-Read: docs.docker.com, "docker container run", "docker container rm"; docker/cli opts/gpus.go. Not run here: the tests assert the
-command line.
+Read: docs.docker.com, "docker container run", "docker container rm"; docker/cli opts/gpus.go. Not run here: the tests
+assert the command line.
 
 - *Variables* by name alone (`--env NAME`): the client takes the value from its own environment.
 - *Entry point*: `--entrypoint` is the engine's program, so that of the image is passed over.
@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from slurm_launcher.spec import ModelSpec
+
 from .base import REFERENCE, SHARED_MEMORY, Leftovers, Runtime, Wrapped, binds_of, check, inside, uses_tmp
 
 

@@ -1,7 +1,7 @@
 """enroot without pyxis: `enroot start` of a squashfs file, or of a container that the site has created.
 
-Read: NVIDIA/enroot `enroot.in`, `src/runtime.sh`, `doc/cmd/start.md`, `doc/image-format.md`, `doc/standard-hooks.md`, issues 55, 207, 258.
-Not run here: the tests assert the command line.
+Read: NVIDIA/enroot `enroot.in`, `src/runtime.sh`, `doc/cmd/start.md`, `doc/image-format.md`, `doc/standard-hooks.md`,
+issues 55, 207, 258. Not run here: the tests assert the command line.
 
 - *Variables* by name alone (`--env NAME`): enroot takes the value from its own environment, and writes it into a file
   on a tmpfs that only this user can read. A value is one line there. A variable that is not set becomes an empty one,
@@ -9,8 +9,8 @@ Not run here: the tests assert the command line.
 - *Entry point*: `--rc` names a command script that runs the engine in place of the image's /etc/rc.
 - *User*: `--root` makes the user root inside, as images expect; `--rw` lets engines write their caches (of a squashfs
   file into memory).
-- *GPUs*: enroot shows the node's /dev, so Slurm's cgroup and CUDA_VISIBLE_DEVICES hold; the driver comes with the hook that
-  NVIDIA_VISIBLE_DEVICES switches on. The network and /dev/shm are the node's.
+- *GPUs*: enroot shows the node's /dev, so Slurm's cgroup and CUDA_VISIBLE_DEVICES hold; the driver comes with the hook
+  that NVIDIA_VISIBLE_DEVICES switches on. The network and /dev/shm are the node's.
 - *Clean-up*: none; there is no daemon, and the mounts go with the namespace.
 """
 
@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from slurm_launcher.spec import ModelSpec
+
 from .base import PATH, Runtime, Wrapped, binds_of, check, check_lines, inside
 
 _RC = """[ -n "${CUDA_VISIBLE_DEVICES:-}" ] || unset CUDA_VISIBLE_DEVICES

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from slurm_launcher.spec import ModelSpec
+
 from .base import Runtime, Wrapped
 
 

@@ -5,8 +5,9 @@ Read: podman-run(1), podman-rm(1), podman-ps(1) of 4.3, tried with 4.3.1 and run
 - *Variables* by name alone (`--env NAME`): podman takes the value from its own environment.
 - *Entry point*: `--entrypoint` is the engine's program, so that of the image is passed over.
 - *User*: root inside is the user outside (or root, where podman runs as root), which is what images are made for.
-- *GPUs* by CDI, by the numbers that Slurm gave (SLURM_JOB_GPUS), since a container may leave the job's cgroup. Inside they count
-  from 0, so CUDA_VISIBLE_DEVICES stays outside. The node needs /etc/cdi/nvidia.yaml (`nvidia-ctk cdi generate`).
+- *GPUs* by CDI, by the numbers that Slurm gave (SLURM_JOB_GPUS), since a container may leave the job's cgroup. Inside
+  they count from 0, so CUDA_VISIBLE_DEVICES stays outside. The node needs /etc/cdi/nvidia.yaml (`nvidia-ctk cdi
+  generate`).
 - *Log*: only what the agent reads; podman's default would copy all of it into the node's journal.
 - *Pull*: what the node does not have yet is pulled.
 - *Clean-up*: conmon leaves the job, so neither scancel nor KILL ends the container for sure. `podman run` passes TERM
@@ -21,6 +22,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from slurm_launcher.spec import ModelSpec
+
 from .base import REFERENCE, SHARED_MEMORY, Leftovers, Runtime, Wrapped, binds_of, check, inside, uses_tmp
 
 _SHAPE = rf"((docker|oci-archive|docker-archive|dir|oci):)?(//)?/?{REFERENCE}"

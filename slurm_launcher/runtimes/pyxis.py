@@ -5,7 +5,8 @@ Read: NVIDIA/pyxis `args.c`, `README.md`, the wiki's "Usage". Not run here: the 
 - *Variables*: srun hands on its environment, and the image's own values win; PYXIS_CONTAINER_ENV names those that win
   over the image's. It is a variable and not an option, so that releases that do not know it yet go on without.
 - *Entry point*: `--no-container-entrypoint`. *User*: `--container-remap-root`, as images expect.
-- *GPUs*: the step has the job's; NVIDIA_VISIBLE_DEVICES switches the driver's hook on. The network and /dev/shm are the node's.
+- *GPUs*: the step has the job's; NVIDIA_VISIBLE_DEVICES switches the driver's hook on. The network and /dev/shm are
+  the node's.
 - *Clean-up*: Slurm ends the step with the job, and pyxis removes a container without a name with its step.
 
 Over several nodes the image needs a `python3`, which looks after the engine on each node (on_node.py), and the private
@@ -17,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from slurm_launcher.spec import ModelSpec
+
 from .base import PATH, REFERENCE, Runtime, Wrapped, binds_of, check, inside, uses_tmp
 
 _SHAPE = rf"{PATH}|(dockerd?://)?([A-Za-z0-9$._-]+@)?([a-zA-Z0-9.:-]+#)?{REFERENCE}"

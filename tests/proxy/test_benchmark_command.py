@@ -89,7 +89,9 @@ def test_both_are_measured_and_told_as_tables_json_and_plots(stand: Stand, tmp_p
     both = told["levels"][1]["measured"]
     assert both["direct"]["output_tokens"] == both["gateway"]["output_tokens"]
     assert (tmp_path / "b.png").read_bytes().startswith(b"\x89PNG")
-    assert "<svg" in (tmp_path / "b.svg").read_text()
+    drawn = (tmp_path / "b.svg").read_text()
+    assert "<svg" in drawn
+    assert "llama-1b: TTFT, ms" in drawn
     assert stand.key not in done.output + (tmp_path / "b.json").read_text()
 
 

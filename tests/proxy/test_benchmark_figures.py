@@ -247,14 +247,6 @@ def test_milliseconds_show_the_digits_that_matter() -> None:
     )
 
 
-def test_a_plot_is_a_png_and_an_svg(tmp_path: Path) -> None:
-    png, svg = plot.draw(results(), tmp_path / "figure.png")
-    assert png.read_bytes().startswith(b"\x89PNG")
-    text = svg.read_text()
-    assert "<svg" in text
-    assert "m: TTFT, ms" in text
-
-
 @pytest.mark.parametrize("given", ["figure", "figure.png", "figure.SVG"])
 def test_a_plot_has_both_names_whichever_is_given(given: str) -> None:
     assert plot.files_of(Path("d") / given) == (Path("d/figure.png"), Path("d/figure.svg"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 from collections.abc import Sequence
 from io import StringIO
 from pathlib import Path
@@ -13,9 +14,11 @@ from rich.console import Console
 from proxy.benchmark.asking import client_for
 from proxy.benchmark.figures import Sample
 from proxy.benchmark.load import Cell, Clients, Plan, measure
+from proxy.benchmark.progress import Bar
 from proxy.benchmark.prompts import Lengths, Prompts
-from proxy.benchmark.session import Bar, first_answer, word_count
+from proxy.benchmark.session import allow_connections
 from proxy.benchmark.targets import Place, Target, direct_target, gateway_target
+from proxy.benchmark.warmup import first_answer, word_count
 from proxy.config import parse
 from proxy.database import open_database
 from proxy.state import StateDir
@@ -295,6 +298,12 @@ async def test_tokens_are_assumed_to_be_words_where_nobody_counts_them() -> None
         clients = Clients(Target("direct", (Place(engine.host, engine.port),)), 5.0)
         assert not (await word_count(plan(), [clients])).exact
         await clients.aclose()
+
+
+def test_more_connections_than_the_system_allows_are_refused_before_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (256, 1024))
+    with pytest.raises(Mistake, match="ulimit"):
+        allow_connections(2000)
 
 
 # -- https -----------------------------------------------------------------------------------------------------------

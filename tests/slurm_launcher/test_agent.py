@@ -22,7 +22,7 @@ from typing import Any
 
 import pytest
 
-from slurm_launcher import agent
+from slurm_launcher import agent, on_node
 from slurm_launcher.script import AGENT, assemble, manifest
 from slurm_launcher.spec import ModelSpec, Secrets, Site
 from tests.fakes import engines as fakes
@@ -603,7 +603,7 @@ def test_free_ports_are_free_and_different() -> None:
 
 
 def test_placeholders_leave_json_arguments_alone() -> None:
-    assert agent.fill('{"a":{"b":{port}}} {host}', {"port": 5, "host": "h"}) == '{"a":{"b":5}} h'
+    assert on_node.fill('{"a":{"b":{port}}} {host}', {"port": 5, "host": "h"}) == '{"a":{"b":5}} h'
 
 
 def test_gpus_are_found_by_uuid_too_and_unknown_figures_are_none() -> None:

@@ -93,7 +93,6 @@ def test_accounting_says_how_a_vanished_job_ended() -> None:
         ("NODE_FAIL", Status.LOST),
         ("PREEMPTED", Status.LOST),
         ("FAILED", Status.FAILED),
-        ("SOMETHING_NEW", Status.FAILED),
     ],
 )
 def test_a_job_that_ended_is_replaced_at_once_if_it_had_served(state: str, status: Status) -> None:

@@ -104,7 +104,12 @@ class Many:
 
     async def __aenter__(self) -> Self:
         self.begin()
-        await self.serving()
+        try:
+            await self.serving()
+        except BaseException:
+            self.process.kill()
+            self.process.wait()
+            raise
         return self
 
     async def __aexit__(
