@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from . import cli_admin, cli_operations
+from . import cli_admin, cli_operations, cli_weights
 from .terminal import (
     ConfigOption,
     Mistake,
@@ -273,6 +273,7 @@ async def end_jobs(config: Config | None, state: StateDir, timeout_s: float) -> 
 
 
 cli_operations.mount(app)
+cli_weights.mount(app)
 cli_admin.mount(app)
 
 if __name__ == "__main__":

@@ -387,6 +387,8 @@ class Model(Section):
         for key, way in (("api_base", "hosted"), ("options", "backend")):
             if getattr(self, key) and ways[0] != way:
                 raise ValueError(f"expected `{key}` only with `{way}`")
+        if self.local_copy and not (self.source or "").startswith("/"):
+            raise ValueError("expected `source` to be a path with `local_copy`")
         if self.scaling is not None and "replicas" in self.model_fields_set:
             raise ValueError("expected either `replicas`, a fixed number, or `scaling`")
         if self.source and self.runtime != "none" and not self.image:

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+from structlog.typing import FilteringBoundLogger
+
 from slurm_launcher.cluster import Cluster, JobComment, Submission
 from slurm_launcher.commands import directives
+from slurm_launcher.fit_check import check_fit, line, missing_weights
 from slurm_launcher.local import LocalCluster
 from slurm_launcher.reconcile import Submit
 from slurm_launcher.script import render
@@ -60,6 +63,26 @@ class Builder:
                 mistakes.append(f'models."{name}": {error}')
         if mistakes:
             raise ConfigError("configuration", mistakes)
+
+    def check_fit(self, config: Config, log: FilteringBoundLogger) -> None:
+        """Whether models fit into the GPUs they ask for, and have their weights, as far as local files tell it.
+
+        Raises `ConfigError` where the configuration wants it refused; else it is said in the log.
+        """
+        if self._local:
+            return
+        refused = []
+        for name, spec in config.specs.items():
+            mode = config.models[name].fit
+            if (verdict := check_fit(spec, mode)) is not None:
+                if mode == "refuse":
+                    refused.append(line(spec, verdict))
+                else:
+                    log.warning("model_may_not_fit", model=name, why=line(spec, verdict))
+            if (missing := missing_weights(spec)) is not None:
+                log.warning("weights_not_found", model=name, why=missing)
+        if refused:
+            raise ConfigError("configuration", refused)
 
     def __call__(self, spec: ModelSpec, replica_id: str, submit: Submit) -> Submission:
         mark = JobComment(self._site.service, spec.name, replica_id, spec.config_hash)

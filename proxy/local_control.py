@@ -66,7 +66,8 @@ class LocalControl:
         self._site = site_of(config, state, gateway_url)
         secrets = Secrets(state.secret())
         self._build = Builder(config, self._site, secrets)
-        self._build.check(config.specs)
+        self._log = log
+        self.check(config)
         demands = Demands(
             lambda: self.places,
             engine_of=lambda model: self.config.models[model].engine,
@@ -148,6 +149,7 @@ class LocalControl:
     def check(self, config: Config) -> None:
         """Raises `ConfigError` for a configuration that could not be gone by."""
         self._build.check(config.specs)
+        self._build.check_fit(config, self._log)
 
     def configure(self, config: Config) -> None:
         """Go by another configuration, which has been checked. Replicas that no longer fit are replaced one by one."""

@@ -51,6 +51,9 @@ import traceback
 from typing import IO, Any, Callable, Deque, Dict, Iterable, List, Optional, Tuple
 from urllib.parse import urlsplit
 
+from slurm_launcher.local_copy import (
+    localised,
+)
 from slurm_launcher.on_node import (
     OWN_SIGNAL_S,
     Container,
@@ -115,6 +118,7 @@ class Agent:
         self.heard_at = now
         self.drain_deadline = now
         self.tmp = ""
+        self.weights = ""  # the folder that holds them, where they are copied to the node
 
     # -- life ---------------------------------------------------------------------------------------------------------
 
@@ -125,7 +129,7 @@ class Agent:
         self.gpus.start()
         try:
             self.host = own_address(self.manifest)
-            self.start_engine()
+            self.bring_weights()
             while self.exit_status is None:
                 for event in self.mailbox.wait(self.time_to_next_deadline()):
                     if self.exit_status is None:
@@ -143,6 +147,22 @@ class Agent:
     def count_terms(self) -> None:
         self.terms += 1
 
+    def bring_weights(self) -> None:
+        """Copy them to this node first, where that is asked for: beside this thread, since signals may come meanwhile.
+
+        Of several nodes each one does that for itself.
+        """
+        plan = self.manifest["engine"].get("local_copy")
+        if plan is None or self.manifest["engine"]["step"] is not None:
+            self.start_engine()
+            return
+
+        def bring() -> None:
+            folder = localised(plan, self.log.say, lambda text: self.mailbox.post("note", text))
+            self.mailbox.post("weights", folder)
+
+        threading.Thread(target=bring, name="weights", daemon=True).start()
+
     def start_engine(self) -> None:
         """Start it on ports that are free now, and begin to ask whether it is up."""
         self.tries += 1
@@ -156,7 +176,7 @@ class Agent:
         # behind NAT the address is not one of this node's own
         listen = self.host if can_listen_at(self.host) else "0.0.0.0"  # noqa: S104
         ports = free_ports(3, self.manifest.get("ports") or PORTS)
-        places: Places = {"host": listen, "head": self.host, "tmp": self.tmp}
+        places: Places = {"host": listen, "head": self.host, "tmp": self.tmp, "weights": self.weights}
         places.update({"port": ports[0], "port2": ports[1], "port3": ports[2]})
         try:
             self.engine = Engine(plan, places, self.manifest["replica"], self.log)
@@ -193,6 +213,13 @@ class Agent:
         elif kind == "unproven":
             if self.state == "starting" and self.engine is not None and event[1] == self.engine.pid:
                 self.fail("engine_unproven", event[2])
+        elif kind == "note":
+            self.reporter.tell(note=event[1])
+        elif kind == "weights":
+            self.weights = event[1]
+            if self.state == "starting":
+                self.reporter.tell(note="")
+                self.start_engine()
         elif kind == "heard":
             self.on_answer(*event[1:])
         elif kind == "unheard":
@@ -395,6 +422,7 @@ class Engine(Process):
         else:
             parts = {name: plan[name] for name in ("argv", "follower", "files", "container")}
             parts["names"] = list(plan["environment"])
+            parts["local_copy"] = plan.get("local_copy")
             told = program_for_nodes(step["program"], {"replica": replica, "places": places, "plan": parts})
         argv = fill_all(
             plan["argv"] if step is None else step["argv"] + [READ_PROGRAM.format(len(told or b""))], places
@@ -568,6 +596,7 @@ class Reporter(threading.Thread):
             "node": node,
             "port": 0,
             "failure": None,
+            "note": "",
         }
 
     def tell(self, **changes: Any) -> None:

@@ -106,11 +106,6 @@ OVER_STATES = frozenset({
 """Ended (sacct(1), JOB STATE CODES; the same from 21.08 to 26.05). REVOKED: of a federation's clusters another one has
 started it."""
 
-ALL_STATES = WAITING_STATES | OVER_STATES | {
-    "CONFIGURING", "RUNNING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING", "COMPLETING",
-}  # fmt: skip
-"""What we know of. A job in any other state lives on."""
-
 
 @dataclass(frozen=True, slots=True)
 class Submission:
@@ -148,6 +143,7 @@ class Cluster(Protocol):
 
     async def maintenance(self, partition: str, now: float) -> float | None:
         """When all nodes of a partition ("" for the default one, `a,b` for a choice) are in maintenance next, in
-        seconds since the epoch; None for never. `now` if they are in it. Asked with the same `now`, it may answer from memory:
-        the launcher asks for every model in turn."""
+        seconds since the epoch; None for never. `now` if they are in it.
+
+        Asked with the same `now`, it may answer from memory: the launcher asks for every model in turn."""
         return None

@@ -79,7 +79,9 @@ CAUSES: tuple[Cause, ...] = (
         _signs(
             r"could not open image|image not found|unable to open file .*\.(sif|sqsh)|failed to open .*\.sif",
             r"(manifest|name) unknown|unable to (copy from source|pull) |initializing source docker://",
-            r"No such image|can't (stat|open) (image|.*\.sqsh)|ch-run.*(can't find image|not an image)",
+            r"No such image|image not known|Unable to find image|pull access denied",
+            r"can't (stat|open) (image|.*\.sqsh)|ch-run\[\d+\]: error: can't stat:|ch-run.*(can't find image|not an image)",
+            r"\[ERROR\] (No such file or directory|Invalid image format): .*\.sqsh|pyxis: failed to import",
         ),
     ),
     Cause(
@@ -115,7 +117,10 @@ CAUSES: tuple[Cause, ...] = (
     Cause(
         "program_missing",
         "was not found: its program is not in the image or on the node's PATH",
-        _signs(r"command not found|executable file not found|exec: .*: no such file", r"can't execve"),
+        _signs(
+            r"command not found|executable file not found|exec: .*: no such file",
+            r"can't execve|the engine cannot be started: .*No such file",
+        ),
     ),
 )
 """In the order in which they are looked for: an engine that has run out of memory may then fail in other ways, too."""

@@ -74,7 +74,7 @@ def _split(text: str) -> Iterator[str]:
 def _expand(name: str) -> Iterator[str]:
     before, bracket, rest = name.partition("[")
     if not bracket:
-        if not re.fullmatch(r"[\w.-]+", before):
+        if not re.fullmatch(r"[\w.-]+", before, re.ASCII):
             raise ValueError(f"{name[:80]!r} is no host's name")
         yield before
         return

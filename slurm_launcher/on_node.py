@@ -30,8 +30,13 @@ import signal
 import socket
 import subprocess
 import sys  # noqa: F401  # for the lines that follow this file where it is carried
+import threading
 import time
 from typing import Any, Callable, Dict, List, Optional
+
+from slurm_launcher.local_copy import (
+    localised,
+)
 
 KILL_AFTER_S = 5.0  # after TERM to the engine
 STEP_ENDS_S = 3.0  # what a step may take longer than its engines
@@ -350,6 +355,15 @@ def run_on_node(told: Dict[str, Any]) -> int:
     def say(text: str) -> None:
         print("slurmgate: {}: {}".format(where, text), flush=True)
 
+    if plan.get("local_copy"):
+        bring = threading.Thread(
+            target=lambda: places.update(weights=localised(plan["local_copy"], say, say)), name="weights", daemon=True
+        )
+        bring.start()
+        while bring.is_alive() and not terms:
+            bring.join(0.2)
+        if terms:
+            return 0
     plan["environment"] = {name: os.environ[name] for name in plan["names"] if name in os.environ}
     environment = environment_of(plan, places)
     container = Container(plan["container"], places, environment)

@@ -16,13 +16,14 @@ import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from .engines import ENGINES
 from .runtimes import RUNTIMES
 from .spec import Launch, ModelSpec, Site
 from .steps import on_all_nodes, on_this_node
+from .weights import outside
 
 DELIMITER = "END_OF_SLURMGATE_AGENT"
 REDACTED = "<redacted>"
@@ -37,15 +38,20 @@ LOCAL_TERM_GRACE_S = 4.0
 PROBE_TIMEOUT_S = 120.0
 """For the first token, once the engine says that it is healthy."""
 
-ON_NODE = Path(__file__).with_name("on_node.py").read_text(encoding="ascii").rstrip() + "\n"
-"""What each node of several runs; a part of the agent."""
-
 
 def _carried(name: str) -> str:
     """A module that is carried behind on_node.py: what it imports from there is there already."""
     text = Path(__file__).with_name(name).read_text(encoding="ascii")
-    return re.sub(r"^from slurm_launcher\.on_node import \(.*?^\)\n", "", text, flags=re.MULTILINE | re.DOTALL)
+    return re.sub(
+        r"^from slurm_launcher\.(?:on_node|local_copy) import \(.*?^\)\n", "", text, flags=re.MULTILINE | re.DOTALL
+    )
 
+
+ON_NODE = _carried("on_node.py").rstrip() + "\n"
+"""What each node of several runs; a part of the agent."""
+
+LOCAL_COPY = Path(__file__).with_name("local_copy.py").read_text(encoding="ascii").rstrip() + "\n"
+"""Carried before the agent for models whose weights are copied to the node."""
 
 AGENT = f"{ON_NODE}\n\n{_carried('agent.py')}"
 
@@ -69,6 +75,11 @@ def manifest(
         spec = replace(spec, environment=tuple((name, REDACTED) for name, _ in spec.environment))
     if spec.resources.nodes > 1 and host is not None:
         raise ValueError("slurm.nodes: only Slurm has several nodes; expected 1")
+    copied = None
+    if spec.local_copy is not None:
+        copied = {"source": outside(spec.source, spec.binds), "directory": spec.local_copy}
+        # the agent knows the folder that {weights} is
+        spec = replace(spec, source=f"{{weights}}/{PurePosixPath(spec.source).name}")
     engine = ENGINES[spec.engine]
     return {
         "replica": launch.replica_id,
@@ -88,6 +99,7 @@ def manifest(
         "gpus": spec.resources.gpus,
         "engine": {
             **_started(spec, launch, site),
+            "local_copy": copied,
             "key": launch.engine_key,
             "health": engine.health,
             "probe": asdict(engine.probe(spec)),
@@ -120,7 +132,7 @@ def _started(spec: ModelSpec, launch: Launch, site: Site) -> dict[str, Any]:
         plan["follower"] = runtime.wrap(engine.argv(spec, follower=True), environment, spec).argv
         python = site.python if wrapped.step is None else "python3"  # with pyxis it is the image's
         argv = on_all_nodes(spec.resources.nodes, python, wrapped.step or ())
-        plan["step"] = {"argv": argv, "program": ON_NODE}
+        plan["step"] = {"argv": argv, "program": f"{LOCAL_COPY}\n\n{ON_NODE}" if spec.local_copy else ON_NODE}
     elif wrapped.step is not None:
         plan["argv"] = on_this_node(wrapped.argv, wrapped.step)
     return plan
@@ -166,7 +178,15 @@ def assemble(
         f"exec {shlex.quote(python)} -I -S - <<'{DELIMITER}'",
     ]
     text = json.dumps(told, indent=1, ensure_ascii=True)
-    body = [f'MANIFEST = r"""\n{text}\n"""', "", AGENT.rstrip(), "", "", "sys.exit(main(json.loads(MANIFEST)))"]
+    body = [
+        f'MANIFEST = r"""\n{text}\n"""',
+        "",
+        *([LOCAL_COPY, ""] if told["engine"].get("local_copy") else []),
+        AGENT.rstrip(),
+        "",
+        "",
+        "sys.exit(main(json.loads(MANIFEST)))",
+    ]
     return "\n".join([*head, *body, DELIMITER, ""])
 
 

@@ -78,9 +78,10 @@ def binds_of(spec: ModelSpec, *, uses_tmp: bool = True) -> list[Bind]:
     Weights that are a hub's id are wherever the model's HF_HOME is: that is for the model to bind.
     """
     binds = [parse_bind(text) for text in spec.binds]
-    for path in (weights_of(spec), spec.local_copy):
-        if path and not any(_covers(bind.target, path) for bind in binds):
-            binds.append(Bind(path, path, read_only=True))
+    if (path := weights_of(spec)) and not any(_covers(bind.target, path) for bind in binds):
+        binds.append(Bind(path, path, read_only=True))
+    if spec.local_copy is not None:
+        binds.append(Bind("{weights}", "{weights}", read_only=True))
     if uses_tmp:
         binds.append(Bind("{tmp}", "{tmp}"))
     return binds

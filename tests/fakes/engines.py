@@ -12,8 +12,11 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -136,6 +139,46 @@ class EngineThatLeavesAnOrphan(Engine):
 
     def start(self) -> None:
         subprocess.run(["sh", "-c", "sleep 600 & exit 0"], check=True, stdout=subprocess.DEVNULL)
+
+
+class EngineThatNeedsAllItsNodes(Engine):
+    """As vLLM over several nodes: rank 0 is healthy once the others are there, and does not notice when one has gone.
+
+    The others hold a connection to rank 0, and serve nothing. All need the key: the environment reached them.
+    """
+
+    def __init__(self, host: str, port: int) -> None:
+        super().__init__(host, port)
+        words = sys.argv
+        self.rank, self.nodes = (int(words[words.index(flag) + 1]) for flag in ("--node-rank", "--nnodes"))
+        self.head = (words[words.index("--master-addr") + 1], int(words[words.index("--master-port") + 1]))
+        self.followers: list[socket.socket] = []
+
+    def health(self) -> int:
+        return 200 if len(self.followers) == self.nodes - 1 else 503
+
+    def start(self) -> None:
+        if not self.key:
+            sys.exit("no key")
+        if self.rank == 0:
+            threading.Thread(target=self.gather, daemon=True).start()
+            return
+        assert "--headless" in sys.argv
+        while True:
+            try:
+                connection = socket.create_connection(self.head, 5)
+                break
+            except OSError:
+                time.sleep(0.05)
+        connection.settimeout(None)
+        while connection.recv(1):
+            pass
+        time.sleep(600)
+
+    def gather(self) -> None:
+        with socket.create_server(self.head) as server:
+            while True:
+                self.followers.append(server.accept()[0])
 
 
 class EngineThatReadsItsStdin(Engine):

@@ -38,6 +38,11 @@ LINES = {
     "image_missing": (
         "FATAL:   could not open image /images/tgi.sif: failed to retrieve path: no such file",
         "Error: initializing source docker://ghcr.io/none/none:1: reading manifest 1: manifest unknown",
+        "Error: localhost/vllm:1: image not known",
+        "ch-run[4711]: error: can't stat: /images/vllm: No such file or directory (ch_core.c:255 2)",
+        "[ERROR] No such file or directory: /images/vllm.sqsh",
+        "slurmstepd: error: pyxis: [ERROR] No such file or directory: /images/vllm.sqsh",
+        "docker: Error response from daemon: pull access denied for none/none, repository does not exist",
     ),
     "bad_arguments": (
         "api_server.py: error: unrecognized arguments: --max-model-length 4096",
@@ -45,7 +50,12 @@ LINES = {
         "error: invalid argument: --ctx-sise",
     ),
     "model_unsupported": ("ValueError: Model architectures ['FooForCausalLM'] are not supported for now.",),
-    "program_missing": ("bash: line 1: vllm: command not found",),
+    "program_missing": (
+        "bash: line 1: vllm: command not found",
+        "ch-run[4711]: error: can't execve(2): vllm: No such file or directory (ch_core.c:410 2)",
+        'Error: runc: runc create failed: exec: "vllm": executable file not found in $PATH: OCI runtime attempted',
+        "1: slurmgate: n2 (rank 1): the engine cannot be started: vllm: No such file or directory",
+    ),
     "disk_full": ("OSError: [Errno 28] No space left on device: '/scratch/models'",),
 }
 EXITED = "The engine exited with status 1 after 12 s."

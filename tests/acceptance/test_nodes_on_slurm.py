@@ -1,0 +1,187 @@
+"""One engine over two nodes of a real Slurm, as one job: it serves, and ends on both nodes however it ends.
+
+The engine is a fake that is healthy once its other node is there (EngineThatNeedsAllItsNodes).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import urllib.request
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from slurm_launcher.spec import Secrets
+from tests.fakes import engines as fakes
+from tests.gateway_process import GatewayProcess
+from tests.slurm_fixture import SlurmLab
+from tests.waiting import until_sync
+
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(120)]
+
+CONFIG = """
+[server]
+shutdown_grace_s = 2.0
+[launcher]
+service = "spread"
+python = "{python}"
+heartbeat_s = 0.5
+poll_busy_s = 1.0
+poll_calm_s = 2.0
+[models."{model}"]
+engine = "vllm"
+command = ["{python}", "{fakes}", "EngineThatNeedsAllItsNodes"]
+source = "org/model"
+start_timeout_s = 40.0
+drain_timeout_s = 5.0
+environment = {{ PRIVATE = "{{tmp}}/rank-{{rank}}-of-{{node}}" }}
+slurm = {{ nodes = 2, gpus = 2, time = "00:10:00" }}
+"""
+
+
+class Spread:
+    def __init__(self, lab: SlurmLab, directory: Path) -> None:
+        self.lab = lab
+        self.model = f"wide-{uuid.uuid4().hex[:8]}"
+        text = CONFIG.format(python=sys.executable, model=self.model, fakes=fakes.__file__)
+        self.gateway = GatewayProcess(directory, text, lab.env())
+
+    def start(self) -> None:
+        self.gateway.start()
+        self.gateway.until_ready(**{self.model: 1})
+
+    def replica(self) -> dict[str, object]:
+        return next(r for r in self.gateway.replicas() if r["state"] == "ready")
+
+    def engines(self) -> dict[int, int]:
+        """Living engines: rank -> process."""
+        found = {}
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            try:
+                words = path.read_bytes().decode().split("\0")
+            except OSError:
+                continue
+            if self.model in words and "--node-rank" in words and words[0] == sys.executable:
+                found[int(words[words.index("--node-rank") + 1])] = int(path.parent.name)
+        return found
+
+    def processes(self) -> list[str]:
+        """All that is left of it anywhere: engines, srun, and what looks after the engine on a node."""
+        mark = f"SLURM_JOB_NAME=slurmgate-spread\0SLURM_CONF={self.lab.conf}"
+        found = []
+        for path in Path("/proc").glob("[0-9]*"):
+            try:
+                environment = (path / "environ").read_bytes().decode(errors="replace").split("\0")
+                if all(item in environment for item in mark.split("\0")):
+                    found.append((path / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace"))
+            except OSError:
+                continue
+        return [line for line in found if line]
+
+
+def variables(pid: int) -> dict[str, str]:
+    text = Path(f"/proc/{pid}/environ").read_text()
+    return dict(item.split("=", 1) for item in text.split("\0") if "=" in item)
+
+
+@pytest.fixture
+def spread(slurm_lab: SlurmLab, tmp_path: Path) -> Iterator[Spread]:
+    spread = Spread(slurm_lab, tmp_path)
+    yield spread
+    spread.gateway.stop()
+    slurm_lab.cancel_all()
+
+
+def until_both_nodes_are_clean(spread: Spread) -> None:
+    until_sync(lambda: not spread.processes(), 30)
+    assert spread.engines() == {}
+
+
+def test_an_engine_over_two_nodes_serves_and_drains(spread: Spread) -> None:
+    spread.start()
+    ranks = spread.engines()
+    assert sorted(ranks) == [0, 1]
+    told = {rank: variables(pid) for rank, pid in ranks.items()}
+    assert told[0]["SLURMD_NODENAME"] == spread.replica()["node"], "the first node is where the agent is"
+    assert told[1]["SLURMD_NODENAME"] != told[0]["SLURMD_NODENAME"]
+    for rank in (0, 1):
+        node = told[rank]["SLURMD_NODENAME"]
+        assert told[rank]["VLLM_HOST_IP"] == spread.lab.nodes[node]
+        assert told[rank]["PRIVATE"].endswith(f"/rank-{rank}-of-{spread.lab.nodes[node]}")
+        assert len(told[rank]["CUDA_VISIBLE_DEVICES"].split(",")) == 2, "the GPUs of the job, on each node"
+    request = urllib.request.Request(
+        f"{spread.gateway.url}/v1/completions",
+        json.dumps({"model": spread.model, "prompt": "Hello"}).encode(),
+        {"Authorization": f"Bearer {spread.gateway.key()}", "Content-Type": "application/json"},
+    )
+    with urllib.request.urlopen(request, timeout=10) as answer:
+        assert json.load(answer)["choices"] == [{"text": "x"}]
+    private = Path(told[0]["PRIVATE"]).parent
+    assert private.exists()
+
+    spread.gateway.run("scale", spread.model, "0")
+    until_both_nodes_are_clean(spread)
+    assert not private.exists()
+    stopped = {r["state"] for r in spread.gateway.replicas()}
+    assert "failed" not in stopped
+
+
+def test_no_secret_of_an_engine_over_two_nodes_is_on_a_command_line(spread: Spread) -> None:
+    spread.start()
+    secrets = Secrets((spread.gateway.state_dir / "secret").read_bytes())
+    replica = str(spread.replica()["id"])
+    shown = [*spread.processes(), spread.lab.run("scontrol", "show", "job"), spread.lab.run("scontrol", "show", "step")]
+    log = (spread.gateway.state_dir / "logs" / f"{replica}.log").read_text()
+    assert len(spread.processes()) >= 6, "bash that became the agent, srun, two that look after two engines"
+    for secret in (secrets.engine_key(replica), secrets.agent_token(replica)):
+        assert not any(secret in text for text in [*shown, log])
+
+
+def test_a_rank_that_dies_fails_the_replica_and_says_where(spread: Spread) -> None:
+    spread.start()
+    replica = spread.replica()["id"]
+    other = spread.engines()[1]
+    node = variables(other)["SLURMD_NODENAME"]
+    os.kill(other, signal.SIGKILL)
+
+    def failed() -> list[dict[str, object]]:
+        return [r for r in spread.gateway.replicas() if r["id"] == replica and r["state"] == "failed"]
+
+    until_sync(lambda: bool(failed()), 20)
+    failure = failed()[0]["failure"]
+    assert isinstance(failure, dict)
+    assert f"was killed by SIGKILL, as the kernel does when memory runs out, on {node} (rank 1)" in failure["message"]
+    spread.gateway.until_ready(**{spread.model: 1})
+
+
+@pytest.mark.parametrize("how", ["scancel", "the agent is killed"])
+def test_nothing_is_left_on_either_node(spread: Spread, how: str) -> None:
+    spread.start()
+    job = str(spread.replica()["job"])
+    agent = variables_of_agent(spread)
+    spread.gateway.stop(signal.SIGKILL)
+    if how == "scancel":
+        spread.lab.run("scancel", job)
+    else:
+        os.kill(agent, signal.SIGKILL)
+    until_both_nodes_are_clean(spread)
+
+
+def variables_of_agent(spread: Spread) -> int:
+    """The agent's process: the parent of srun."""
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = path.read_bytes().decode().split("\0")
+            environment = (path.parent / "environ").read_text()
+        except OSError:
+            continue
+        if words[0] == "srun" and str(spread.lab.conf) in environment:
+            parent = int((path.parent / "stat").read_text().rpartition(")")[2].split()[1])
+            if b"srun" not in Path(f"/proc/{parent}/cmdline").read_bytes():  # srun has a child of its own
+                return parent
+    raise AssertionError("no srun")
