@@ -71,6 +71,7 @@ def serve(
     from .embedded import configuration
     from .server import CannotListen, run
     from .state import StateDirInUse
+    from .workers.supervisor import WorkersKeepDying
 
     embedded = config is None
     default_key = None
@@ -91,7 +92,7 @@ def serve(
     async def greet(started: Started) -> None:
         await (greet_newcomer(started, default_key) if embedded else greet_operator(started))
 
-    with mistakes(StateDirInUse, CannotListen, DatabaseUnusable, ConfigError):
+    with mistakes(StateDirInUse, CannotListen, WorkersKeepDying, DatabaseUnusable, ConfigError):
         left = run(config, state, stop_replicas=stops, on_start=greet, default_key=default_key, reread=reread)
     if left:
         raise Mistake(f"these jobs have not ended: {', '.join(left)}")

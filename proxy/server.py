@@ -10,9 +10,11 @@ import signal
 import socket
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import uvicorn
 import uvloop
+from starlette.types import ASGIApp
 from structlog.typing import FilteringBoundLogger
 
 from . import operator_socket
@@ -24,6 +26,9 @@ from .keys import KeyStore
 from .logging import configure
 from .protocol import Connection, Patience
 from .state import StateDir
+from .workers import sockets
+from .workers.gateway import WorkersGateway
+from .workers.lines import configure_shared
 
 KEEP_ALIVE_S = 75.0
 """An idle client is let go after this; longer than the 60 s for which load balancers usually keep theirs."""
@@ -38,7 +43,7 @@ class Started:
     """What there is to tell once the gateway listens. `narrowed_from` is the host that was asked for, without a key."""
 
     url: str
-    gateway: Gateway
+    gateway: Gateway | WorkersGateway
     narrowed_from: str | None
 
 
@@ -51,17 +56,25 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """A listening socket. Raises `CannotListen`."""
+def listen(host: str, port: int, count: int = 1) -> list[socket.socket]:
+    """Listening sockets on one port. Raises `CannotListen`."""
+    try:
+        return [listen_alone(host, port)] if count == 1 else sockets.listen(host, port, count)
+    except OSError as error:
+        raise CannotListen(f"cannot listen on {host}:{port}: {error.strerror}") from None
+
+
+def listen_alone(host: str, port: int) -> socket.socket:
+    """Raises `OSError`."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
         listener.listen(4096)
-    except OSError as error:
+    except OSError:
         listener.close()
-        raise CannotListen(f"cannot listen on {host}:{port}: {error.strerror}") from None
+        raise
     listener.setblocking(False)
     return listener
 
@@ -70,10 +83,10 @@ class Server(uvicorn.Server):
     """uvicorn's server over our protocol. It is told to stop by us: its own signal handlers would end the process
     before we have cleaned up."""
 
-    def __init__(self, gateway: Gateway, config: ServerSection) -> None:
+    def __init__(self, app: ASGIApp, config: ServerSection) -> None:
         super().__init__(
             uvicorn.Config(
-                gateway,
+                app,
                 interface="asgi3",
                 http=Connection,
                 ws="none",
@@ -129,7 +142,9 @@ async def _serve(
     reread: Callable[[], Config] | None,
 ) -> list[str]:
     state.lock()
-    log, lines = configure()
+    several = config.server.workers > 1
+    serve: Callable[[], Coroutine[None, None, None]]
+    log, lines = configure_shared(state.path) if several else configure()
     engine = database_of(config, state)
     keys = KeyStore(engine)
     if default_key is not None:
@@ -137,20 +152,38 @@ async def _serve(
     host, narrowed_from = config.server.host, None
     if not is_loopback(host) and not keys.ever():
         host, narrowed_from = "127.0.0.1", host
-    listener = listen(host, config.server.port)
-    port = listener.getsockname()[1]
+    listeners = listen(host, config.server.port, config.server.workers)
+    port = listeners[0].getsockname()[1]
     operators = operator_socket.listen(state.operator_socket)
-    gateway = Gateway(
-        config,
-        state,
-        engine,
-        gateway_url=config.server.advertise_url or advertised(config, host, port),
-        loopback_only=is_loopback(host),
-        log=log,
-        lines=lines,
-        reread=reread,
-    )
-    server = Server(gateway, config.server)
+    gateway_url = config.server.advertise_url or advertised(config, host, port)
+    gateway: Gateway | WorkersGateway
+    if several:
+        gateway = many = WorkersGateway(
+            config,
+            state,
+            engine,
+            gateway_url=gateway_url,
+            loopback_only=is_loopback(host),
+            listeners=listeners,
+            operators=operators,
+            log=log,
+            lines=lines,
+            reread=reread,
+        )
+        serve, end = many.serve, many.end
+    else:
+        gateway = Gateway(
+            config,
+            state,
+            engine,
+            gateway_url=gateway_url,
+            loopback_only=is_loopback(host),
+            log=log,
+            lines=lines,
+            reread=reread,
+        )
+        server = Server(gateway, config.server)
+        serve, end = partial(server.serve, [*listeners, operators]), server.end
     reloading: set[asyncio.Task[None]] = set()
 
     def reload() -> None:
@@ -160,7 +193,7 @@ async def _serve(
 
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, server.end)
+        loop.add_signal_handler(number, end)
     loop.add_signal_handler(signal.SIGHUP, reload)
     await gateway.start()
     gc.collect()
@@ -169,7 +202,7 @@ async def _serve(
     shown = f"[{host}]" if ":" in host else host
     greeting = asyncio.create_task(on_start(Started(f"http://{shown}:{port}", gateway, narrowed_from)), name="greeting")
     try:
-        await server.serve(sockets=[listener, operators])
+        await serve()
     finally:
         greeting.cancel()
         left = await gateway.stop(stop_replicas=stop_replicas)
@@ -178,7 +211,7 @@ async def _serve(
     return left
 
 
-async def _reload(gateway: Gateway, log: FilteringBoundLogger) -> None:
+async def _reload(gateway: Gateway | WorkersGateway, log: FilteringBoundLogger) -> None:
     """On SIGHUP, when there is nobody to tell but the log."""
     try:
         await gateway.reload()

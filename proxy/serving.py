@@ -30,7 +30,7 @@ from .control import Control
 from .dispatch import Dispatcher
 from .keys import KeyStore
 from .logging import LineWriter, RequestsLog
-from .metrics import Metrics
+from .metrics import Metrics, State
 from .middleware import Edge
 from .providers import foreign_backends, links_of
 from .registry import Entry, Registry
@@ -70,6 +70,7 @@ class Serving:
     """Answers requests.
 
     places          gives the places of a model that engines answer for
+    numbers         gives the metrics of all processes; None where this is the only one
     loopback_only   nothing but this machine can reach it
     """
 
@@ -81,6 +82,7 @@ class Serving:
         *,
         places: Callable[[str], Places],
         metrics: Metrics,
+        numbers: Callable[[], Awaitable[State]] | None = None,
         loopback_only: bool,
         log: FilteringBoundLogger,
         lines: LineWriter,
@@ -92,6 +94,7 @@ class Serving:
         self._log = log
         self._lines = lines
         self._metrics = metrics
+        self._numbers = numbers or self._own_numbers
         self._tracing = tracing_of(config.observability)
         self._accounting = Accounting(database)
         self._keys = KeyRing(KeyStore(database), loopback_only=loopback_only)
@@ -150,7 +153,7 @@ class Serving:
             Route(ShowModel.path, ShowModel(registry), methods=["GET"]),
             Route(Health.path, Health(), methods=["GET"]),
             Route(Ready.path, Ready(self._control.endpoints, self._config.observability.privacy), methods=["GET"]),
-            Route(ShowMetrics.path, ShowMetrics(self._metrics), methods=["GET"]),
+            Route(ShowMetrics.path, ShowMetrics(self._numbers), methods=["GET"]),
             Route(Reports.path, Reports(self._control, bodies), methods=["POST"]),
             *operation_routes(self._control, bodies),
             *admin_routes(self._database, bodies, self._log),
@@ -165,6 +168,9 @@ class Serving:
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         scope["app"] = self  # Starlette's router then raises its 404 and 405, which Edge translates
         return self._app(scope, receive, send)
+
+    async def _own_numbers(self) -> State:
+        return self._metrics.state()
 
     # -- life ---------------------------------------------------------------------------------------------------------
 

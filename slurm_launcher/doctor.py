@@ -8,21 +8,15 @@ node_script, read_node_report, node_findings
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from pathlib import Path
-from typing import Any
 
 from .cluster import CouldNotAsk, Refused
-from .commands import directives
-from .engines import ENGINES
 from .facilities import Node, Partition, Record, Reservation, asked_for, next_maintenance
-from .runtimes import RUNTIMES
 from .slurm import SlurmCluster
-from .spec import ModelSpec, Resources
+from .spec import ModelSpec
 from .versions import NEWEST, OLDEST, Version, parse_version
 
 
@@ -61,7 +55,7 @@ def wrong(what: str, sentence: str, advice: str) -> Finding:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What a cluster has answered. `tests`: by model, what Slurm says of its script: `None` for a question unanswered."""
+    """What a cluster has answered. `tests`: by model, what Slurm says of its script."""
 
     now: float
     controllers: Mapping[str, bool]
@@ -108,8 +102,11 @@ def cluster_findings(name: str, seen: Seen) -> Iterator[Finding]:
     up = [host for host, answers in seen.controllers.items() if answers]
     down = [host for host, answers in seen.controllers.items() if not answers]
     if down:
-        yield warning(f"{what}: controller", f"{', '.join(up)} answers, {', '.join(down)} does not.",
-                      "Tell the administrators: if the other one goes too, no replica can be started or replaced.")  # fmt: skip
+        yield warning(
+            f"{what}: controller",
+            f"{', '.join(up)} answers, {', '.join(down)} does not.",
+            "Tell the administrators: if the other one goes too, no replica can be started or replaced.",
+        )
     else:
         yield ok(f"{what}: controller", f"slurmctld at {', '.join(up)} answers.")
     yield version_finding(what, seen.version, seen.configuration)
@@ -138,8 +135,11 @@ def version_finding(what: str, commands: Version | None, configuration: Record) 
         )
     if not OLDEST <= commands.release <= NEWEST:
         tested = f"{OLDEST[0]}.{OLDEST[1]:02} to {NEWEST[0]}.{NEWEST[1]:02}"
-        return warning(what, f"Slurm {commands} is not among those that were tried ({tested}).",
-                       "It may work all the same: try one model first, and tell us.")  # fmt: skip
+        return warning(
+            what,
+            f"Slurm {commands} is not among those that were tried ({tested}).",
+            "It may work all the same: try one model first, and tell us.",
+        )
     return ok(what, f"Slurm {commands}.")
 
 
@@ -184,8 +184,11 @@ def partition_finding(
     all_nodes = {n.name for n in nodes}
     title = ", ".join(p.name for p in partitions)
     if not usable:
-        return wrong(what, f"none of the {len(all_nodes)} nodes of {title} can run jobs now.",
-                     "`sinfo -R` says why. Jobs will wait until one comes back.")  # fmt: skip
+        return wrong(
+            what,
+            f"none of the {len(all_nodes)} nodes of {title} can run jobs now.",
+            "`sinfo -R` says why. Jobs will wait until one comes back.",
+        )
     return ok(what, f"{title} is up, {len(usable)} of {len(all_nodes)} nodes can run jobs.")
 
 
@@ -201,8 +204,11 @@ def time_finding(spec: ModelSpec, partitions: Sequence[Partition], configuration
             "Set slurm.time: the longer it is, the fewer replicas have to be replaced.",
         )
     if all(s is not None and asked > s for s in limits.values()):
-        return wrong(what, f"{hours(asked)} is asked for, and allowed is {allowed}.",
-                     f'Set slurm.time of models."{spec.name}" to at most that: such a job would wait for ever.')  # fmt: skip
+        return wrong(
+            what,
+            f"{hours(asked)} is asked for, and allowed is {allowed}.",
+            f'Set slurm.time of models."{spec.name}" to at most that: such a job would wait for ever.',
+        )
     takes = spec.start_timeout_s + spec.lead_s
     if asked < takes:
         return warning(
@@ -233,9 +239,17 @@ def gpu_finding(spec: ModelSpec, nodes: Sequence[Node]) -> Finding:
         if (n.gpus.get(r.gpu_type, 0) if r.gpu_type else max(n.gpus.values(), default=0)) >= r.gpus
     }
     if len(fitting) < r.nodes:
-        return wrong(what, f"{asked} on a node is asked for; the largest nodes there have {has}.",
-                     f'Correct slurm.gpus and slurm.gpu_type of models."{spec.name}"; `sinfo -o "%N %G"` lists them.')  # fmt: skip
+        return wrong(
+            what,
+            f"{asked} on a node is asked for; the largest nodes there have {has}.",
+            f'Correct slurm.gpus and slurm.gpu_type of models."{spec.name}"; see `sinfo -o "%N %G"`.',
+        )
     return ok(what, f"{asked}: {len(fitting)} {'node has' if len(fitting) == 1 else 'nodes have'} them.")
+
+
+def gpus_of(node: Node, kind: str | None) -> int:
+    """How many of a type one job can have there; of any type, all together."""
+    return node.gpus.get(kind, 0) if kind else sum(node.gpus.values())
 
 
 def account_findings(spec: ModelSpec, partitions: Sequence[Partition], configuration: Record) -> Iterator[Finding]:
@@ -259,8 +273,16 @@ def account_findings(spec: ModelSpec, partitions: Sequence[Partition], configura
                 f"It takes {', '.join(sorted(p.allowed_accounts)) or 'all but ' + ', '.join(sorted(p.denied_accounts))}.",
             )
         if (r.qos and p.allowed_qos and r.qos not in p.allowed_qos) or r.qos in p.denied_qos:
-            yield wrong(f"{spec.name}: QOS", f"QOS {r.qos} may not use partition {p.name}.",
-                        f"It takes {', '.join(sorted(p.allowed_qos)) or 'others'}.")  # fmt: skip
+            yield wrong(
+                f"{spec.name}: QOS",
+                f"QOS {r.qos} may not use partition {p.name}.",
+                f"It takes {', '.join(sorted(p.allowed_qos)) or 'others'}.",
+            )
+
+
+def kept_out(name: str | None, allowed: frozenset[str], denied: frozenset[str]) -> bool:
+    """Of a name that is not asked for nothing is known: it is the user's default."""
+    return name is not None and (name in denied or (bool(allowed) and name not in allowed))
 
 
 def maintenance_findings(spec: ModelSpec, partitions: Sequence[Partition], seen: Seen) -> Iterator[Finding]:
@@ -269,13 +291,14 @@ def maintenance_findings(spec: ModelSpec, partitions: Sequence[Partition], seen:
         return
     what = f"{spec.name}: maintenance"
     if at <= seen.now:
-        yield warning(
-            what, "all nodes of its partition are in maintenance now.", "Nothing: it starts when that is over."
-        )
+        yield warning(what, "all nodes of its partition are in maintenance.", "Nothing: it starts when that is over.")
     elif spec.resources.time_limit_s and at - seen.now < spec.resources.time_limit_s:
         shown = time.strftime("%Y-%m-%d %H:%M", time.localtime(at))
-        yield warning(what, f"all nodes of its partition go into maintenance at {shown}.",
-                      "Nothing: replicas get shorter time limits until then.")  # fmt: skip
+        yield warning(
+            what,
+            f"all nodes of its partition go into maintenance at {shown}.",
+            "Nothing: replicas get shorter time limits until then.",
+        )
 
 
 def test_findings(spec: ModelSpec, seen: Seen) -> Iterator[Finding]:
@@ -297,153 +320,3 @@ REFUSED = (
     "Correct the [slurm] keys that the message is about; `slurmgate render MODEL | sbatch --test-only` asks again. "
     "`sacctmgr show assoc user=$USER format=account,partition,qos` lists what you may use."
 )
-
-# -- from inside a job ------------------------------------------------------------------------------------------------
-
-NODE_CHECK = Path(__file__).with_name("node_check.py").read_text(encoding="ascii")
-MARK = "SLURMGATE-NODE-CHECK "
-DELIMITER = "END_OF_SLURMGATE_NODE_CHECK"
-LEAST_PYTHON = (3, 6)
-CLOCKS_APART_S = 10.0
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """What the job is to look at; see node_check.py."""
-
-    url: str
-    path: str
-    expect: str
-    readable: tuple[str, ...] = ()
-    writable: tuple[str, ...] = ()
-    programs: tuple[str, ...] = ()
-    options: tuple[tuple[str, str], ...] = ()
-
-
-def needs(specs: Sequence[ModelSpec], shared: Path) -> dict[str, Any]:
-    """What the models need on a node: fields of `Asked`."""
-    readable, writable, programs = [str(shared)], [str(shared)], []
-    options: list[tuple[str, str]] = []
-    for spec in specs:
-        readable += [str(Path(p).expanduser()) for p in (spec.source, spec.image) if p and is_path(p)]
-        if spec.local_copy:
-            writable.append(spec.local_copy)
-        wrapped = RUNTIMES[spec.runtime].wrap(ENGINES[spec.engine].argv(spec), {}, spec)
-        if wrapped.step is None:
-            programs.append(wrapped.argv[0])
-        else:  # the container is srun's own, by a plugin
-            programs.append("srun")
-            options.append(("srun", "--container-image"))
-    lists = {"readable": readable, "writable": writable, "programs": programs, "options": options}
-    return {name: tuple(dict.fromkeys(values)) for name, values in lists.items()}
-
-
-def is_path(text: str) -> bool:
-    """A file of ours, and no name in a hub or registry."""
-    return "://" not in text and text.startswith(("/", "~", "./", "../"))
-
-
-def node_script(spec: ModelSpec, asked: Asked, *, job_name: str, output: str, python: str, gpu: bool = False) -> str:
-    """A job of one minute that looks at its node as this model's replicas would meet it.
-
-    gpu   ask for one GPU: some partitions take no job without
-    """
-    r = spec.resources
-    resources = Resources(
-        gpus=1 if gpu else 0,
-        gpu_type=r.gpu_type if gpu else None,
-        cpus=1,
-        time_limit_s=60,
-        partition=r.partition,
-        account=r.account,
-        qos=r.qos,
-        constraint=r.constraint,
-        reservation=r.reservation,
-        extra=r.extra,
-    )
-    lines = directives(resources, job_name=job_name, comment="slurmgate doctor", output=output, signal_lead_s=0)
-    fields = {name: getattr(asked, name) for name in Asked.__dataclass_fields__}
-    program = f"import json\nASKED = json.loads({json.dumps(json.dumps(fields))})\n{NODE_CHECK}\nmain(ASKED)\n"
-    text = [*lines, "umask 077", *spec.prologue, f"exec {python} - <<'{DELIMITER}'", program.rstrip("\n"), DELIMITER]
-    return "\n".join(["#!/bin/bash", *text, ""])
-
-
-def read_node_report(text: str) -> dict[str, Any] | None:
-    """What the job has found; None while its line is not there."""
-    for line in text.splitlines():
-        if line.startswith(MARK):
-            try:
-                found: dict[str, Any] = json.loads(line.removeprefix(MARK))
-            except ValueError:  # only half of it is written yet
-                return None
-            return found
-    return None
-
-
-NETWORK: Mapping[str, tuple[str, str]] = {
-    "name": (
-        "cannot find the address of {url}: {why}",
-        "Set server.advertise_url to an address or a name that compute nodes know.",
-    ),
-    "connection": (
-        "cannot connect to {url}: {why}",
-        "Let server.host be an address of the nodes' network (or 0.0.0.0), set server.advertise_url to it, and have the "
-        "firewall let the nodes through to that port.",
-    ),
-    "answer": (
-        "connects to {url}, but gets no answer: {why}",
-        "See what listens there: is a proxy or a tunnel between?",
-    ),
-    "identity": (
-        "reaches {url}, but something else answers there ({why})",
-        "Another program has that address and port: choose another server.port, or correct server.advertise_url.",
-    ),
-}
-
-
-def node_findings(report: Mapping[str, Any], asked: Asked, sent_at: float, seen_at: float) -> Iterator[Finding]:
-    """Verdicts on what the job has found. It ran between `sent_at` and `seen_at` by our clock."""
-    node = report["node"]
-    net = report["network"]
-    if net["failed_at"] is None:
-        yield ok("node: network", f"{node} reaches the gateway at {asked.url} ({1000 * net['took_s']:.0f} ms).")
-    else:
-        sentence, advice = NETWORK[net["failed_at"]]
-        yield wrong("node: network", f"{node} {sentence.format(url=asked.url, why=net['why'])}.", advice)
-    yield clock_finding(node, report["at"], sent_at, seen_at)
-    version = ".".join(map(str, report["python"]))
-    if tuple(report["python"]) < LEAST_PYTHON:
-        yield wrong("node: python", f"{node} has Python {version}; the agent needs 3.6.",
-                    "Set launcher.python to a newer one, with its path, or load it in the model's prologue.")  # fmt: skip
-    else:
-        yield ok("node: python", f"{node} has Python {version}.")
-    for path, there in report["readable"].items():
-        if there:
-            yield ok("node: files", f"{node} can read {path}.")
-        else:
-            yield wrong("node: files", f"{node} cannot read {path}.",
-                        "Put it on a file system that the nodes share, and let your user read it there.")  # fmt: skip
-    for path, there in report["writable"].items():
-        if not there:
-            yield wrong("node: files", f"{node} cannot write in {path}.",
-                        "Choose a directory that exists there and is yours (launcher.shared_dir, local_copy).")  # fmt: skip
-    for program, path in report["programs"].items():
-        if path:
-            yield ok("node: programs", f"{node} has {path}.")
-        else:
-            yield wrong("node: programs", f"{node} has no {program}.",
-                        "Load it in the model's prologue (`module load ...`), or give its path.")  # fmt: skip
-    for program, option, there in report["options"]:
-        if not there:
-            yield wrong("node: programs", f"{program} on {node} does not know {option}.",
-                        "This Slurm has not the plugin for it (pyxis): choose another runtime.")  # fmt: skip
-
-
-def clock_finding(node: str, at: float, sent_at: float, seen_at: float) -> Finding:
-    """The node's clock was read between two readings of ours, so only what is outside is certain."""
-    apart = at - seen_at if at > seen_at else at - sent_at if at < sent_at else 0.0
-    if abs(apart) > CLOCKS_APART_S:
-        side = "ahead of" if apart > 0 else "behind"
-        return warning("node: clock", f"the clock of {node} is at least {abs(apart):.0f} s {side} this machine's.",
-                       "Have the time service (chrony, ntpd) of both looked at: time limits are read from it.")  # fmt: skip
-    return ok("node: clock", f"the clocks of {node} and of this machine agree.")

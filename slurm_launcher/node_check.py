@@ -19,15 +19,16 @@ import socket
 import subprocess
 import sys
 import time
+from typing import Any, Dict
 from urllib.parse import urlsplit
 
 MARK = "SLURMGATE-NODE-CHECK "
 CONNECT_TIMEOUT_S = 10.0
 
 
-def network(asked):
+def network(asked: Dict[str, Any]) -> Dict[str, Any]:
     """Name, connection and answer, each told apart: another person mends each of them."""
-    found = {"addresses": [], "failed_at": None, "why": ""}
+    found: Dict[str, Any] = {"addresses": [], "failed_at": None, "why": ""}
     parts = urlsplit(asked["url"])
     try:
         found["addresses"] = sorted({info[4][0] for info in socket.getaddrinfo(parts.hostname, parts.port or 80)})
@@ -50,21 +51,26 @@ def network(asked):
         connection.close()
     found["took_s"] = time.time() - begun
     if asked["expect"] not in text:
-        return dict(found, failed_at="identity", why="HTTP %d" % reply.status)
+        return dict(found, failed_at="identity", why="HTTP " + str(reply.status))
     return found
 
 
-def tells_of(program, option):
+def tells_of(program: str, option: str) -> bool:
     try:
         done = subprocess.run(
-            [program, "--help"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=20
+            [program, "--help"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=20,
+            check=False,
         )
     except (OSError, subprocess.SubprocessError):
         return False
     return option.encode() in done.stdout
 
 
-def found_on(asked):
+def found_on(asked: Dict[str, Any]) -> Dict[str, Any]:
     return {
         "node": os.environ.get("SLURMD_NODENAME") or socket.gethostname(),
         "job": os.environ.get("SLURM_JOB_ID", ""),
@@ -79,6 +85,6 @@ def found_on(asked):
     }
 
 
-def main(asked):
+def main(asked: Dict[str, Any]) -> None:
     sys.stdout.write(MARK + json.dumps(found_on(asked)) + "\n")
     sys.stdout.flush()

@@ -44,7 +44,7 @@ async def serving(config_text: str, directory: Path) -> AsyncIterator[Served]:
     log_path = directory / "gateway.log"
     descriptor = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     log, lines = configure(descriptor)
-    listener = listen("127.0.0.1", 0)
+    [listener] = listen("127.0.0.1", 0)
     port = listener.getsockname()[1]
     url = f"http://127.0.0.1:{port}"
     gateway = Gateway(config, state, engine, gateway_url=url, loopback_only=True, log=log, lines=lines)

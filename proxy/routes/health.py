@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 
 from starlette.types import Receive, Scope, Send
 
-from proxy.metrics import Metrics, exposition
+from proxy.metrics import State, exposition
 from proxy.record import record_of
 from proxy.replies import send_bytes, send_json
 
@@ -46,12 +46,14 @@ class Ready:
 class ShowMetrics:
     path = "/metrics"
 
-    def __init__(self, metrics: Metrics) -> None:
-        self._metrics = metrics
+    """`numbers` gives those of all processes together."""
+
+    def __init__(self, numbers: Callable[[], Awaitable[State]]) -> None:
+        self._numbers = numbers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         record = record_of(scope)
         record.endpoint, record.quiet = self.path, True
         accept = dict(scope["headers"]).get(b"accept", b"").decode("latin-1")
-        text, content_type = exposition(self._metrics.state(), accept)
+        text, content_type = exposition(await self._numbers(), accept)
         await send_bytes(send, 200, content_type.encode(), text)

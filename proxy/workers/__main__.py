@@ -21,6 +21,7 @@ def compose(start: Start, services: Services) -> Serving:
         database_of(start.config, StateDir(start.state_dir)),
         places=lambda name: services.places.of(name, affinity=models[name].affinity),
         metrics=services.metrics,
+        numbers=services.control.metrics,
         loopback_only=start.loopback_only,
         log=services.log,
         lines=services.lines,

@@ -14,7 +14,7 @@ import socket
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import uvloop
 from starlette.types import Receive, Scope, Send
@@ -130,8 +130,7 @@ class _Worker:
         secrets = Secrets(StateDir(start.state_dir).secret())
         control = self._control = RemoteControl(link, start.config, start.models, secrets.is_agent)
         application = self._application = self._make(start, Services(control, self._places, self._metrics, log, lines))
-        any_application: Any = application
-        server = self._server = Server(any_application, start.config.server)
+        server = self._server = Server(application, start.config.server)
         await application.start()
         self._ready.set()
         for _ in range(self._ends):  # told so before there was anything to end

@@ -38,17 +38,27 @@ engine = "vllm"
 command = ["{python}", "{fakes}", "EngineThatNeedsAllItsNodes"]
 source = "org/model"
 start_timeout_s = 40.0
+prologue = ["export SLURM_CONF={conf}"]
 drain_timeout_s = 5.0
 environment = {{ PRIVATE = "{{tmp}}/rank-{{rank}}-of-{{node}}" }}
 slurm = {{ nodes = 2, gpus = 2, time = "00:10:00" }}
 """
 
 
+def conf_for_srun(lab: SlurmLab) -> Path:
+    """The cluster's configuration but for one word: its daemons share a port, each at its own address, while srun has
+    to listen at all of them, since connections between loopback addresses come from 127.0.0.1.
+    """
+    path = lab.conf.with_name("srun.conf")
+    path.write_text(lab.conf.read_text().replace("NoInAddrAny,", ""))
+    return path
+
+
 class Spread:
     def __init__(self, lab: SlurmLab, directory: Path) -> None:
         self.lab = lab
         self.model = f"wide-{uuid.uuid4().hex[:8]}"
-        text = CONFIG.format(python=sys.executable, model=self.model, fakes=fakes.__file__)
+        text = CONFIG.format(python=sys.executable, model=self.model, fakes=fakes.__file__, conf=conf_for_srun(lab))
         self.gateway = GatewayProcess(directory, text, lab.env())
 
     def start(self) -> None:
@@ -72,12 +82,11 @@ class Spread:
 
     def processes(self) -> list[str]:
         """All that is left of it anywhere: engines, srun, and what looks after the engine on a node."""
-        mark = f"SLURM_JOB_NAME=slurmgate-spread\0SLURM_CONF={self.lab.conf}"
         found = []
         for path in Path("/proc").glob("[0-9]*"):
             try:
-                environment = (path / "environ").read_bytes().decode(errors="replace").split("\0")
-                if all(item in environment for item in mark.split("\0")):
+                environment = (path / "environ").read_bytes().decode(errors="replace")
+                if "SLURM_JOB_NAME=slurmgate-spread\0" in environment and f"={self.lab.directory}/" in environment:
                     found.append((path / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace"))
             except OSError:
                 continue
@@ -134,7 +143,7 @@ def test_an_engine_over_two_nodes_serves_and_drains(spread: Spread) -> None:
 def test_no_secret_of_an_engine_over_two_nodes_is_on_a_command_line(spread: Spread) -> None:
     spread.start()
     secrets = Secrets((spread.gateway.state_dir / "secret").read_bytes())
-    replica = str(spread.replica()["id"])
+    replica = str(spread.replica()["replica"])
     shown = [*spread.processes(), spread.lab.run("scontrol", "show", "job"), spread.lab.run("scontrol", "show", "step")]
     log = (spread.gateway.state_dir / "logs" / f"{replica}.log").read_text()
     assert len(spread.processes()) >= 6, "bash that became the agent, srun, two that look after two engines"
@@ -144,13 +153,13 @@ def test_no_secret_of_an_engine_over_two_nodes_is_on_a_command_line(spread: Spre
 
 def test_a_rank_that_dies_fails_the_replica_and_says_where(spread: Spread) -> None:
     spread.start()
-    replica = spread.replica()["id"]
+    replica = spread.replica()["replica"]
     other = spread.engines()[1]
     node = variables(other)["SLURMD_NODENAME"]
     os.kill(other, signal.SIGKILL)
 
     def failed() -> list[dict[str, object]]:
-        return [r for r in spread.gateway.replicas() if r["id"] == replica and r["state"] == "failed"]
+        return [r for r in spread.gateway.replicas() if r["replica"] == replica and r["state"] == "failed"]
 
     until_sync(lambda: bool(failed()), 20)
     failure = failed()[0]["failure"]
@@ -163,7 +172,7 @@ def test_a_rank_that_dies_fails_the_replica_and_says_where(spread: Spread) -> No
 def test_nothing_is_left_on_either_node(spread: Spread, how: str) -> None:
     spread.start()
     job = str(spread.replica()["job"])
-    agent = variables_of_agent(spread)
+    agent = agent_of(spread)
     spread.gateway.stop(signal.SIGKILL)
     if how == "scancel":
         spread.lab.run("scancel", job)
@@ -172,7 +181,7 @@ def test_nothing_is_left_on_either_node(spread: Spread, how: str) -> None:
     until_both_nodes_are_clean(spread)
 
 
-def variables_of_agent(spread: Spread) -> int:
+def agent_of(spread: Spread) -> int:
     """The agent's process: the parent of srun."""
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
@@ -180,7 +189,7 @@ def variables_of_agent(spread: Spread) -> int:
             environment = (path.parent / "environ").read_text()
         except OSError:
             continue
-        if words[0] == "srun" and str(spread.lab.conf) in environment:
+        if words[0] == "srun" and f"={spread.lab.directory}/" in environment:
             parent = int((path.parent / "stat").read_text().rpartition(")")[2].split()[1])
             if b"srun" not in Path(f"/proc/{parent}/cmdline").read_bytes():  # srun has a child of its own
                 return parent

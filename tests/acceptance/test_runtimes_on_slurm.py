@@ -49,7 +49,7 @@ slurm = {{ cpus = 1, time = "00:10:00" }}
 
 
 class Contained:
-    """A gateway with one model in a container. Its name is on the engine's command line, so processes are found by it."""
+    """A gateway with one model in a container. Its name is on the engine's command line: processes are found by it."""
 
     def __init__(self, lab: SlurmLab, directory: Path, runtime: str, image: str, **environment: str) -> None:
         self.lab = lab

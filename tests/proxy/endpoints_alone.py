@@ -102,7 +102,7 @@ async def serving(engine: Engine, directory: Path, *more_paths: str, max_body: i
     descriptor = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     log, lines = configure(descriptor)
     app = AnthropicErrors(Edge(Authentication(_Routes(routes), ring), log, RequestsLog(lines), Metrics(list)))
-    listener = listen("127.0.0.1", 0)
+    [listener] = listen("127.0.0.1", 0)
     config = uvicorn.Config(
         app,
         http=Connection,
