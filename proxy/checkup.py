@@ -21,7 +21,6 @@ from slurm_launcher.spec import ModelSpec
 
 from .config import Config
 from .server import is_loopback
-from .state import StateDir, StateDirUnusable
 
 LEAST_FREE = 200 * 1024**2
 LITTLE_FREE = 2 * 1024**3
@@ -176,13 +175,6 @@ def readable(what: str, path: Path, key: str) -> Finding:
 
 
 # -- facts ------------------------------------------------------------------------------------------------------------
-
-
-def open_or_tell(path: Path) -> StateDir | Finding:
-    try:
-        return StateDir(path)
-    except StateDirUnusable as error:
-        return wrong("state directory", f"{error}.", "Give --state-dir or state_dir a directory of yours.")
 
 
 def cannot_write(path: Path) -> str | None:

@@ -113,11 +113,7 @@ def cluster_findings(name: str, seen: Seen) -> Iterator[Finding]:
     if accounting(seen.configuration):
         yield ok(f"{what}: accounting", "slurmdbd keeps accounts: how jobs ended is known for good.")
     else:
-        yield warning(
-            f"{what}: accounting",
-            "there is no slurmdbd: how a job ended is forgotten some minutes after it has left the queue.",
-            "Nothing has to be done; the reason of a failure is then taken from the job's log alone.",
-        )
+        yield ok(f"{what}: accounting", "there is none (slurmdbd): how a job ended is known for some minutes only.")
 
 
 def version_finding(what: str, commands: Version | None, configuration: Record) -> Finding:
@@ -263,21 +259,13 @@ def account_findings(spec: ModelSpec, partitions: Sequence[Partition], configura
                 f"Leave slurm.{kind.lower()} out, unless a plugin of the site reads it.",
             )
     for p in partitions:
-        out = (r.account in p.denied_accounts) or (
-            p.allowed_accounts and r.account and r.account not in p.allowed_accounts
-        )
-        if out:
-            yield wrong(
-                f"{spec.name}: account",
-                f"account {r.account} may not use partition {p.name}.",
-                f"It takes {', '.join(sorted(p.allowed_accounts)) or 'all but ' + ', '.join(sorted(p.denied_accounts))}.",
-            )
-        if (r.qos and p.allowed_qos and r.qos not in p.allowed_qos) or r.qos in p.denied_qos:
-            yield wrong(
-                f"{spec.name}: QOS",
-                f"QOS {r.qos} may not use partition {p.name}.",
-                f"It takes {', '.join(sorted(p.allowed_qos)) or 'others'}.",
-            )
+        if kept_out(r.account, p.allowed_accounts, p.denied_accounts):
+            takes = ", ".join(sorted(p.allowed_accounts)) or f"all but {', '.join(sorted(p.denied_accounts))}"
+            sentence = f"account {r.account} may not use partition {p.name}."
+            yield wrong(f"{spec.name}: account", sentence, f"It takes {takes}.")
+        if kept_out(r.qos, p.allowed_qos, p.denied_qos):
+            takes = ", ".join(sorted(p.allowed_qos)) or f"all but {', '.join(sorted(p.denied_qos))}"
+            yield wrong(f"{spec.name}: QOS", f"QOS {r.qos} may not use partition {p.name}.", f"It takes {takes}.")
 
 
 def kept_out(name: str | None, allowed: frozenset[str], denied: frozenset[str]) -> bool:

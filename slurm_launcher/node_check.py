@@ -19,16 +19,16 @@ import socket
 import subprocess
 import sys
 import time
-from typing import Any, Dict
+from typing import Any
 from urllib.parse import urlsplit
 
 MARK = "SLURMGATE-NODE-CHECK "
 CONNECT_TIMEOUT_S = 10.0
 
 
-def network(asked: Dict[str, Any]) -> Dict[str, Any]:
+def network(asked: "dict[str, Any]") -> "dict[str, Any]":
     """Name, connection and answer, each told apart: another person mends each of them."""
-    found: Dict[str, Any] = {"addresses": [], "failed_at": None, "why": ""}
+    found = {"addresses": [], "failed_at": None, "why": ""}  # type: dict[str, Any]
     parts = urlsplit(asked["url"])
     try:
         found["addresses"] = sorted({info[4][0] for info in socket.getaddrinfo(parts.hostname, parts.port or 80)})
@@ -70,7 +70,7 @@ def tells_of(program: str, option: str) -> bool:
     return option.encode() in done.stdout
 
 
-def found_on(asked: Dict[str, Any]) -> Dict[str, Any]:
+def found_on(asked: "dict[str, Any]") -> "dict[str, Any]":
     return {
         "node": os.environ.get("SLURMD_NODENAME") or socket.gethostname(),
         "job": os.environ.get("SLURM_JOB_ID", ""),
@@ -85,6 +85,6 @@ def found_on(asked: Dict[str, Any]) -> Dict[str, Any]:
     }
 
 
-def main(asked: Dict[str, Any]) -> None:
+def main(asked: "dict[str, Any]") -> None:
     sys.stdout.write(MARK + json.dumps(found_on(asked)) + "\n")
     sys.stdout.flush()

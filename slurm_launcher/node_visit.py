@@ -194,8 +194,8 @@ def silent_findings(job: Job, text: str, output: str) -> Iterator[Finding]:
         return
     ended = f"{job.state}, {job.reason}" if job.reason else job.state
     advice = (
-        "Set launcher.shared_dir to a directory that is there on the nodes as well, under the same path: job logs and the "
-        "gateway's new address after a restart go through it."
+        "Set launcher.shared_dir to a directory that is there on the nodes as well, under the same path: job logs and "
+        "the gateway's new address after a restart go through it."
     )
     yield wrong(
         "node: files",

@@ -55,7 +55,7 @@ Places = Dict[str, Any]
 def places_here(shared: Places, replica: str) -> Places:
     """The placeholders of this node, added to those that all nodes share."""
     node = node_name()
-    owner = "{}_{}_{}_{}".format(replica, node, os.getpid(), started_at(os.getpid()))
+    owner = (plain(replica), plain(node).replace("_", "-"), os.getpid(), started_at(os.getpid()))
     gpus = os.environ.get("SLURM_STEP_GPUS") or os.environ.get("SLURM_JOB_GPUS") or ""
     return dict(
         shared,
@@ -64,8 +64,13 @@ def places_here(shared: Places, replica: str) -> Places:
         uid=os.getuid(),
         gid=os.getgid(),
         gpus=gpus if re.match(r"^\d+(,\d+)*$", gpus) else "all",
-        container="slurmgate_" + re.sub(r"[^A-Za-z0-9_.-]", "-", owner),
+        container="slurmgate_{}_{}_{}_{}".format(*owner),
     )
+
+
+def plain(name: str) -> str:
+    """With what the names of containers may hold."""
+    return re.sub(r"[^A-Za-z0-9_.-]", "-", name)
 
 
 def node_name() -> str:
@@ -163,7 +168,7 @@ def is_leftover(name: str) -> bool:
     parts = name.rsplit("_", 3)
     if len(parts) != 4 or not parts[0].startswith("slurmgate_") or not parts[2].isdigit():
         return False
-    return parts[1] == re.sub(r"[^A-Za-z0-9.-]", "-", node_name()) and started_at(int(parts[2])) != parts[3]
+    return parts[1] == plain(node_name()).replace("_", "-") and started_at(int(parts[2])) != parts[3]
 
 
 def started_at(pid: int) -> str:

@@ -68,6 +68,8 @@ def draw_panels(panels: Sequence[Panel], given: Path) -> tuple[Path, Path]:
 
 
 def _latency(axes: Axes, panel: Panel, latency: str, title: str) -> None:
+    from matplotlib.ticker import LogLocator  # noqa: PLC0415
+
     for name in _targets(panel.levels):
         for percent, style in ((50, "-"), (99, ":")):
             points = [
@@ -79,6 +81,9 @@ def _latency(axes: Axes, panel: Panel, latency: str, title: str) -> None:
     _axes(axes, f"{panel.title}: {title}, ms")
     if axes.lines:
         axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(_plain)
+        axes.minorticks_off()
 
 
 def _throughput(axes: Axes, panel: Panel) -> None:
@@ -99,9 +104,14 @@ def _curve(axes: Axes, points: Sequence[tuple[int, float]], name: str, style: st
 def _axes(axes: Axes, title: str) -> None:
     axes.set_title(title, fontsize=8)
     axes.set_xscale("log", base=2)
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.xaxis.set_major_formatter(_plain)
+    axes.minorticks_off()
     axes.set_xlabel("users")
     axes.grid(visible=True, which="major", alpha=0.3)
+
+
+def _plain(value: float, _: int | None) -> str:
+    return f"{value:g}"
 
 
 def _targets(levels: Levels) -> list[str]:

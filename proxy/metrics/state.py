@@ -43,6 +43,16 @@ def counted(state: State) -> State:
     }
 
 
+def counts_of(state: State, name: str, model: str) -> list[int]:
+    """How much of a model, over all endpoints, has fallen into each bucket of a histogram; [] for nothing yet."""
+    total: list[int] = []
+    for labels, number in state.get(name, ()):
+        if labels[0] == model and isinstance(number, list):
+            counts = [int(count) for count in number[:-1]]
+            total = [a + b for a, b in zip(total, counts, strict=True)] if total else counts
+    return total
+
+
 def _together(one: Number, other: Number, merge: Merge) -> Number:
     if isinstance(one, list) and isinstance(other, list):
         return [a + b for a, b in zip(one, other, strict=True)]

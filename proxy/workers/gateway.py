@@ -17,7 +17,9 @@ from proxy.config import Config
 from proxy.keys import KeyStore
 from proxy.local_control import LocalControl
 from proxy.logging import LineWriter
-from proxy.metrics import Metrics, load_of
+from proxy.metrics import Metrics, State, load_of
+from proxy.metrics.families import FIRST_TOKEN
+from proxy.metrics.state import counts_of
 from proxy.providers import foreign_backends
 from proxy.reload import Changes, changes
 from proxy.state import StateDir
@@ -28,6 +30,7 @@ from .messages import ModelNow, Models, Start
 from .supervisor import COMMAND, Supervisor
 
 FLUSH_S = 0.25
+COLLECT_S = 15.0
 
 
 class WorkersGateway:
@@ -64,7 +67,8 @@ class WorkersGateway:
         self._lines = lines
         self._reread = reread
         self._reloading = asyncio.Lock()
-        self._flushing: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._numbers: State = {}
         metrics = Metrics(
             lambda: [(replica.model, replica.word) for replica in self._replicas()],
             lambda: [load_of(places.snapshot()) for places in self.control.places.values()],
@@ -79,6 +83,7 @@ class WorkersGateway:
             in_flight=self._in_flight,
             reload=self.reload,
             on_wait=metrics.observe_wait,
+            first_tokens=lambda model: counts_of(self._numbers, FIRST_TOKEN.name, model),
         )
         self.workers = Supervisor(
             listeners,
@@ -103,7 +108,10 @@ class WorkersGateway:
     # -- life ---------------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        self._flushing = asyncio.create_task(self._flush(), name="log writer")
+        self._tasks = [
+            asyncio.create_task(self._flush(), name="log writer"),
+            asyncio.create_task(self._collect(), name="numbers for scaling"),
+        ]
         await self.control.start()
 
     async def serve(self) -> None:
@@ -117,9 +125,9 @@ class WorkersGateway:
     async def stop(self, *, stop_replicas: bool) -> list[str]:
         """After `serve`. Returns the ids of jobs that would not end."""
         left = await self.control.stop(stop_replicas=stop_replicas)
-        if self._flushing is not None:
-            self._flushing.cancel()
-            await asyncio.gather(self._flushing, return_exceptions=True)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         self._lines.flush()
         return left
 
@@ -140,6 +148,13 @@ class WorkersGateway:
         while True:
             await asyncio.sleep(FLUSH_S)
             self._lines.flush()
+
+    async def _collect(self) -> None:
+        """The workers' numbers, where a time to first token decides how many replicas there are."""
+        while True:
+            await asyncio.sleep(COLLECT_S)
+            if any(spec.scaling.ttft_goal_s is not None for spec in self.config.specs.values()):
+                self._numbers = await self.workers.metrics()
 
     # -- what workers are told ----------------------------------------------------------------------------------------
 

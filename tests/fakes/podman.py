@@ -8,13 +8,14 @@ command line. There is no image, and no other root.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
 import time
 from pathlib import Path
 
-STATE = Path(os.environ["FAKE_PODMAN"])
+STATE = Path(os.environ.get("FAKE_PODMAN", "/nonexistent"))
 
 
 def run(words: list[str]) -> int:
@@ -42,10 +43,8 @@ def remove(names: list[str]) -> int:
     for name in names:
         path = STATE / name
         if path.exists():
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.kill(int(path.read_text()), signal.SIGKILL)
-            except ProcessLookupError:
-                pass
             path.unlink()
     return 0
 

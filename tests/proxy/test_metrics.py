@@ -30,6 +30,7 @@ from proxy.metrics import Metrics, ModelLoad, ReplicaLoad, State, counted, expos
 from proxy.metrics.coldstarts import ColdStarts
 from proxy.metrics.counting import CODES
 from proxy.metrics.families import FAMILIES, Kind
+from proxy.metrics.state import State, counts_of
 from proxy.record import Record
 from slurm_launcher.states import Failure, Replica, Status, advance
 from tests.waiting import until
@@ -420,3 +421,9 @@ def test_names_say_their_units_and_labels_are_few() -> None:
         assert not family.name.endswith("_total")
         assert family.help.endswith(".")
         assert not {"key", "project", "user", "path", "id"} & set(family.labels)
+
+
+def test_the_buckets_of_a_model_are_added_up_over_its_endpoints() -> None:
+    state: State = {"h": [(["m", "/a"], [1, 2, 0.5]), (["m", "/b"], [0, 3, 0.1]), (["n", "/a"], [9, 9, 9.0])]}
+    assert counts_of(state, "h", "m") == [1, 5]
+    assert counts_of(state, "h", "x") == []
