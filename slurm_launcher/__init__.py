@@ -5,7 +5,8 @@
         v
     render(...)              script.py     -> the batch script, pure; carries agent.py and a manifest inside
         |                    engines.py    argv, health and proof of each engine, pure; plugins.py adds others'
-        |                    runtimes.py   the container around an argv (apptainer, none), pure
+        |                    runtimes/     the container around an argv, one file each, pure
+        |                    local_copy.py weights on the node's own disk; on_node.py one engine over several nodes
         v
     Cluster.submit           cluster.py    the contract: submit, cancel, jobs, ended; "could not ask" is never "gone"
         |                    slurm.py      ... by sbatch, squeue, scancel, sacct: the only caller of Slurm's commands
@@ -15,9 +16,18 @@
     agent.py                               in the job (stdlib only, Python 3.6+): port, engine, proof, reports, drain
         |  reports
         v
-    Replica                  states.py     target, status, the one transition table
+    Replica                  states.py     target, status, the one transition table; reports.py: what agents say
     reconcile(facts)         reconcile.py  facts -> actions, pure
-    Launcher                 loop.py       makes the actions true; remembers in store.py
+        |                    observing.py  what the scheduler says -> replicas
+        |                    wanting.py    who leaves, how many are missing, who goes
+        |                    failing.py    when to try again, where not; diagnosis.py: why an engine ended
+        |                    autoscale.py  demand -> how many there shall be
+        v
+    Launcher                 loop.py       makes the actions true; remembers in store.py; outlook.py: why not yet
+
+    fit.py, fit_check.py     does a model fit into its GPUs: model_shape.py, engine_memory.py, gpus.py, weights.py
+    fetching.py, hub.py      weights from the hub
+    doctor.py                what may be wrong with a site
 
 The agent's reports and the jobs' comments carry enough to adopt a replica that this process has never heard of, so what
 store.py keeps is soft: losing it costs nothing but the history of failures.

@@ -181,7 +181,7 @@ def assemble(
     body = [
         f'MANIFEST = r"""\n{text}\n"""',
         "",
-        *([LOCAL_COPY, ""] if told["engine"].get("local_copy") else []),
+        *([LOCAL_COPY, ""] if told.get("engine", {}).get("local_copy") else []),
         AGENT.rstrip(),
         "",
         "",

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +20,8 @@ MISSING = "plots need matplotlib: pip install 'slurmgate[plots]'"
 
 COLORS = {"direct": "#7f7f7f", "gateway": "#1f6fb4"}
 MARKERS = {"direct": "s", "gateway": "o"}
+
+_DIGITS = re.compile(r"(\d\.\d\d)\d+")
 
 Levels = Mapping[int, Mapping[str, Figures]]
 
@@ -63,8 +67,15 @@ def draw_panels(panels: Sequence[Panel], given: Path) -> tuple[Path, Path]:
             _throughput(row[3], panel)
         rows[0][0].legend(fontsize=7, frameon=False)
         figure.savefig(png, dpi=130)
-        figure.savefig(svg, format="svg", metadata={"Date": None})
+        drawn = StringIO()
+        figure.savefig(drawn, format="svg", metadata={"Date": None})
+        svg.write_text(slim(drawn.getvalue()))
     return png, svg
+
+
+def slim(svg: str) -> str:
+    """Without indents and with two digits after the point: a quarter less, and a hundredth of a point off at most."""
+    return _DIGITS.sub(r"\1", "\n".join(line.strip() for line in svg.splitlines())) + "\n"
 
 
 def _latency(axes: Axes, panel: Panel, latency: str, title: str) -> None:
@@ -110,7 +121,7 @@ def _axes(axes: Axes, title: str) -> None:
     axes.grid(visible=True, which="major", alpha=0.3)
 
 
-def _plain(value: float, _: int | None) -> str:
+def _plain(value: float, _: float) -> str:
     return f"{value:g}"
 
 

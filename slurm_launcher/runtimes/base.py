@@ -144,6 +144,6 @@ def inside(environment: Mapping[str, str]) -> dict[str, str]:
     return {"PYTHONNOUSERSITE": "1", **environment}
 
 
-REFERENCE = r"[a-z0-9][a-zA-Z0-9._:/@+-]*"
+REFERENCE = r"(?!\S*//)[a-z0-9][a-zA-Z0-9._:/@+-]*"
 """An image of a registry, such as `ghcr.io/huggingface/text-generation-inference:3.3.6`."""
 PATH = r"/[^\s\x00-\x1f]+"

@@ -23,10 +23,8 @@ from .base import PATH, REFERENCE, Runtime, Wrapped, binds_of, check, check_line
 
 
 def _check(spec: ModelSpec) -> None:
-    image = "an absolute path of a directory or a squashfs file, or the name of an image in ch-image's storage"
+    image = "an absolute path of a directory or a squashfs file, or the name that `ch-image pull` gave it"
     check(spec, image=image, shape=rf"{PATH}|{REFERENCE}", without_ro=True)
-    if spec.image and spec.image.startswith("docker:"):
-        raise ValueError(f"image: {spec.image!r}: `ch-image pull` it first, and give the name that it has then")
     check_lines(spec)
 
 

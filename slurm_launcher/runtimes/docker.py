@@ -23,7 +23,7 @@ from .base import REFERENCE, SHARED_MEMORY, Leftovers, Runtime, Wrapped, binds_o
 
 
 def _check(spec: ModelSpec) -> None:
-    check(spec, image="a reference such as vllm/vllm-openai:v0.12.0", shape=rf"(?!docker:){REFERENCE}")
+    check(spec, image="a reference such as vllm/vllm-openai:v0.12.0", shape=REFERENCE)
 
 
 def _around(argv: Sequence[str], environment: Mapping[str, str], spec: ModelSpec) -> Wrapped:

@@ -26,6 +26,8 @@ _SHAPE = rf"{PATH}|(dockerd?://)?([A-Za-z0-9$._-]+@)?([a-zA-Z0-9.:-]+#)?{REFEREN
 
 def _check(spec: ModelSpec) -> None:
     check(spec, image="an absolute path of a squashfs file, or [REGISTRY#]IMAGE[:TAG]", shape=_SHAPE)
+    if spec.resources.nodes > 1 and spec.local_copy is not None:
+        raise ValueError("local_copy: with pyxis over several nodes, containers start before there is a copy to mount")
 
 
 def _around(argv: Sequence[str], environment: Mapping[str, str], spec: ModelSpec) -> Wrapped:

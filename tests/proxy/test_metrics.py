@@ -30,7 +30,7 @@ from proxy.metrics import Metrics, ModelLoad, ReplicaLoad, State, counted, expos
 from proxy.metrics.coldstarts import ColdStarts
 from proxy.metrics.counting import CODES
 from proxy.metrics.families import FAMILIES, Kind
-from proxy.metrics.state import State, counts_of
+from proxy.metrics.state import counts_of
 from proxy.record import Record
 from slurm_launcher.states import Failure, Replica, Status, advance
 from tests.waiting import until

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -10,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from slurm_launcher.engines import ENGINES
+from slurm_launcher.on_node import fill_all
 from slurm_launcher.spec import ModelSpec, Resources
 from slurm_launcher.xllamacpp_server import parse
 
@@ -142,3 +145,73 @@ def test_tei_gets_a_port_and_a_socket_that_do_not_collide_on_a_shared_node() -> 
 def test_tei_is_proved_by_a_vector_whatever_its_task_is_called(task: str) -> None:
     assert ENGINES["tei"].probe(model("tei", task=task)).path == "/v1/embeddings"
     assert not ENGINES["tei"].generates
+
+
+# -- over several nodes -----------------------------------------------------------------------------------------------
+
+
+def wide(engine: str, **fields: object) -> ModelSpec:
+    return model(engine, resources=Resources(gpus=4, nodes=2), **fields)
+
+
+def test_vllm_splits_tensors_within_a_node_and_layers_over_the_nodes() -> None:
+    spec = wide("vllm", arguments=("--quantization", "fp8"))
+    alone = (
+        "vllm serve /models/m --host {host} --port {port} --served-model-name org/Model-7B --tensor-parallel-size 4 "
+        "--max-model-len 4096 --pipeline-parallel-size 2 --nnodes 2 --node-rank {rank} --master-addr {head} "
+        "--master-port {port2}"
+    )
+    assert line(spec) == f"{alone} --quantization fp8"
+    assert " ".join(ENGINES["vllm"].argv(spec, follower=True)) == f"{alone} --headless --quantization fp8"
+    assert ENGINES["vllm"].env(spec, KEY)["VLLM_HOST_IP"] == "{node}"
+    assert "VLLM_HOST_IP" not in ENGINES["vllm"].env(model("vllm"), KEY)
+
+
+@pytest.mark.parametrize("asks", [("--distributed-executor-backend", "ray"), ("--distributed-executor-backend=ray",)])
+def test_vllm_on_ray_starts_a_cluster_of_its_own_where_that_is_asked_for(asks: tuple[str, ...]) -> None:
+    spec = wide("vllm", arguments=asks)
+    shell, option, script, name, *rest = ENGINES["vllm"].argv(spec)
+    assert (shell, option, name) == ("sh", "-c", "vllm")
+    assert "ray start --head --port={port2} --include-dashboard=false --temp-dir={tmp}/ray" in script
+    assert "--node-ip-address={node}" in script
+    assert "--num-gpus=4" in script
+    assert "export RAY_ADDRESS={head}:{port2}" in script
+    assert script.index("< 2:") < script.index('exec "$@"'), "both nodes are there before vLLM counts the GPUs"
+    assert " ".join(rest).endswith(
+        f"--tensor-parallel-size 4 --max-model-len 4096 --pipeline-parallel-size 2 {' '.join(asks)}"
+    )
+    assert "--nnodes" not in rest
+
+    _, _, joins = ENGINES["vllm"].argv(spec, follower=True)
+    assert "exec ray start --block --address={head}:{port2} --node-ip-address={node}" in joins
+    for text in (script, joins):
+        assert subprocess.run(["sh", "-n", "-c", text], check=False).returncode == 0
+
+
+def test_ray_workers_wait_for_their_head(tmp_path: Path) -> None:
+    """The script as it is run, with the programs that it starts replaced."""
+    (tmp_path / "ray").write_text('#!/bin/sh\necho joined "$@"\n')
+    (tmp_path / "ray").chmod(0o755)
+    spec = wide("vllm", arguments=("--distributed-executor-backend", "ray"))
+    with socket.create_server(("127.0.0.1", 0)) as head:
+        places = {"head": "127.0.0.1", "port2": head.getsockname()[1], "node": "10.0.0.2"}
+        argv = fill_all(ENGINES["vllm"].argv(spec, follower=True), places)
+        path = f"{tmp_path}:{os.environ['PATH']}"
+        done = subprocess.run(argv, capture_output=True, text=True, env={"PATH": path}, timeout=20, check=False)
+    assert done.stdout.startswith(
+        f"joined start --block --address=127.0.0.1:{places['port2']} --node-ip-address=10.0.0.2"
+    )
+
+
+def test_sglang_splits_tensors_over_all_gpus() -> None:
+    spec = wide("sglang")
+    text = line(spec)
+    assert "--tp-size 8" in text
+    assert text.endswith("--nnodes 2 --node-rank {rank} --dist-init-addr {head}:{port3}")
+    assert " ".join(ENGINES["sglang"].argv(spec, follower=True)) == f"{text} --host 127.0.0.1"
+
+
+@pytest.mark.parametrize("name", ["tgi", "llamacpp", "tei"])
+def test_engines_that_run_on_one_node_only_say_so(name: str) -> None:
+    with pytest.raises(ValueError, match=f"slurm.nodes: {name} runs on one node only; expected 1"):
+        ENGINES[name].argv(wide(name))

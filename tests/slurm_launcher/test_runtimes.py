@@ -170,7 +170,7 @@ def test_weights_under_a_bind_are_not_bound_again(name: str) -> None:
 @pytest.mark.parametrize("name", CONTAINERS)
 def test_the_nodes_own_copy_of_the_weights_is_seen_inside(name: str) -> None:
     wrapped = wrap(name, local_copy="/local")
-    assert "/local:/local" in " ".join((*wrapped.argv, *(wrapped.step or ())))
+    assert "{weights}:{weights}" in " ".join((*wrapped.argv, *(wrapped.step or ())))
 
 
 @pytest.mark.parametrize("name", [name for name in CONTAINERS if name not in ("charliecloud", "enroot")])
@@ -187,6 +187,11 @@ def test_with_several_nodes_pyxis_makes_the_private_directory_inside() -> None:
     step = wrap("pyxis", argv=["x", "{tmp}"], resources=Resources(gpus=1, nodes=2)).step
     assert step is not None
     assert "{tmp}" not in " ".join(step)
+
+
+def test_pyxis_over_several_nodes_cannot_mount_a_copy_that_is_made_later() -> None:
+    with pytest.raises(ValueError, match="local_copy: with pyxis over several nodes"):
+        wrap("pyxis", local_copy="/local", resources=Resources(nodes=2))
 
 
 def test_a_models_home_is_its_own_business() -> None:

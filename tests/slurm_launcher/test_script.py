@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from slurm_launcher.on_node import KILL_AFTER_S
 from slurm_launcher.engines import ENGINES
-from slurm_launcher.script import AGENT, DELIMITER, assemble, manifest, render
+from slurm_launcher.on_node import KILL_AFTER_S
+from slurm_launcher.script import AGENT, DELIMITER, ON_NODE, assemble, manifest, render
 from slurm_launcher.spec import ModelSpec, Resources, Secrets, Site
 
 LAUNCH = Secrets(b"a secret of the gateway").launch("m-1")
@@ -155,3 +155,66 @@ def test_modules_in_the_working_directory_do_not_reach_the_agent(tmp_path: Path)
 
 def test_the_agent_cannot_end_its_own_heredoc() -> None:
     assert DELIMITER not in AGENT
+
+
+# -- containers and steps ---------------------------------------------------------------------------------------------
+
+
+def plan(**fields: object) -> dict[str, Any]:
+    spec = replace(SPEC, **fields)  # type: ignore[arg-type]
+    engine: dict[str, Any] = manifest(spec, LAUNCH, SITE)["engine"]
+    return engine
+
+
+def test_a_container_that_may_be_left_behind_comes_with_its_clean_up() -> None:
+    engine = plan(runtime="podman", image="vllm/vllm-openai")
+    assert engine["container"]["remove"] == ["podman", "rm", "--force", "--ignore", "--volumes"]
+    assert plan(runtime="apptainer", image="/x.sif")["container"] is None
+
+
+def test_pyxis_makes_the_engine_a_step() -> None:
+    engine = plan(runtime="pyxis", image="/x.sqsh")
+    text = " ".join(engine["argv"])
+    assert text.startswith("srun --nodes=1 --ntasks=1 --export=ALL --overlap ")
+    assert " --container-image=/x.sqsh " in text
+    assert " ".join(ENGINES["vllm"].argv(SPEC)) in text
+    assert engine["step"] is None
+
+
+def test_an_engine_over_several_nodes_is_one_step_on_all_of_them() -> None:
+    spec = replace(SPEC, resources=Resources(gpus=4, nodes=2))
+    engine = plan(resources=spec.resources)
+    assert engine["argv"] == ENGINES["vllm"].argv(spec)
+    assert engine["follower"] == ENGINES["vllm"].argv(spec, follower=True)
+    assert engine["step"]["program"] == ON_NODE
+    assert " ".join(engine["step"]["argv"]) == (
+        "srun --nodes=2 --ntasks=2 --ntasks-per-node=1 --label --export=ALL --overlap --mem=0 --cpu-bind=none "
+        "--mpi=none --kill-on-bad-exit=1 python3 -I -S -c"
+    )
+    text = json.dumps(engine["step"]) + json.dumps(engine["argv"]) + json.dumps(engine["follower"])
+    for secret in (LAUNCH.token, LAUNCH.engine_key, "hf_x"):
+        assert secret not in text
+
+
+def test_over_several_nodes_each_node_has_its_container() -> None:
+    resources = Resources(gpus=4, nodes=2)
+    engine = plan(runtime="podman", image="vllm/vllm-openai", resources=resources)
+    assert engine["argv"][:2] == engine["follower"][:2] == ["podman", "run"]
+    assert engine["follower"][-1] == "--headless"
+    engine = plan(runtime="pyxis", image="/x.sqsh", resources=resources)
+    assert "--container-image=/x.sqsh" in engine["step"]["argv"]
+    assert engine["step"]["argv"][-4:] == ["python3", "-I", "-S", "-c"]
+    assert engine["argv"][0] == "vllm"
+
+
+def test_without_slurm_there_is_one_node() -> None:
+    with pytest.raises(ValueError, match=r"slurm\.nodes: only Slurm has several nodes"):
+        manifest(replace(SPEC, resources=Resources(nodes=2)), LAUNCH, SITE, host="127.0.0.1")
+
+
+def test_files_with_secrets_are_blacked_out_for_people_as_well() -> None:
+    spec = replace(SPEC, runtime="charliecloud", image="/images/vllm")
+    assert "HF_TOKEN=hf_x" in render(spec, LAUNCH, SITE)
+    text = render(spec, LAUNCH, SITE, redact=True)
+    assert "HF_TOKEN=<redacted>" in text
+    assert LAUNCH.engine_key not in text
