@@ -12,6 +12,10 @@ report.py        tables, JSON
 soak.py          `--soak`: memory over 300,000 requests
 slow_streams.py  `--slow-streams`: 1,000 streams that are open at once
 hung.py          `--hung`: one replica of three hangs
+simulated_day.py `python -m bench.simulated_day`: a site's day, with the launcher's own decisions
+engine_model.py  an engine's time, continuous batching (pure); engine_profiles.py its inputs; engine_users.py its users
+engine_simulator.py   the same as an OpenAI-compatible server
+experiment.py    `python -m bench.experiment`: four model sizes, directly and through the gateway (docs/experiment.md)
 sampling.py      `--profile`: py-spy on slurmgate under the same load
 __main__.py      the one command
 

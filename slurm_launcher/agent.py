@@ -62,9 +62,11 @@ from slurm_launcher.on_node import (
     become_subreaper,
     environment_of,
     fill_all,
+    mark_directory,
     node_name,
     places_here,
     program_for_nodes,
+    remove_left_directories,
     resolve,
     write_files,
 )
@@ -172,7 +174,10 @@ class Agent:
         plan = self.manifest["engine"]
         if "{tmp}" in json.dumps({name: plan[name] for name in ("argv", "follower", "environment", "files")}):
             # not TMPDIR: containers see the node's /tmp, and the path of a socket must stay short
-            self.tmp = tempfile.mkdtemp(prefix="slurmgate-", dir=TMP if os.access(TMP, os.W_OK) else None)
+            parent = TMP if os.access(TMP, os.W_OK) else tempfile.gettempdir()
+            remove_left_directories(parent)
+            self.tmp = tempfile.mkdtemp(prefix="slurmgate-", dir=parent)
+            mark_directory(self.tmp, self.manifest["replica"])
         # behind NAT the address is not one of this node's own
         listen = self.host if can_listen_at(self.host) else "0.0.0.0"  # noqa: S104
         ports = free_ports(3, self.manifest.get("ports") or PORTS)

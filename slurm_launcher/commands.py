@@ -365,6 +365,8 @@ def refusal(stderr: str) -> str:
     lines = complaints(stderr)
     verdicts = [line.removeprefix(_VERDICT) for line in lines if line.startswith(_VERDICT)]
     details = [line for line in lines if not line.startswith(_VERDICT)]
+    if details and verdicts[-1:] == ["Unspecified error"]:  # a submit plugin's no, which says in its own words why
+        verdicts = []
     return "Slurm refused the job: " + "; ".join([*verdicts[-1:], *details[:4]])[:400]
 
 

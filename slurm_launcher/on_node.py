@@ -39,9 +39,11 @@ from slurm_launcher.local_copy import (
 )
 
 KILL_AFTER_S = 5.0  # after TERM to the engine
-STEP_ENDS_S = 3.0  # what a step may take longer than its engines
+STEP_ENDS_S = 8.0  # what a step may take longer than its engines: their containers go, Slurm tells us
 CONTAINER_S = 10.0  # for a command of a container runtime
 OWN_SIGNAL_S = 0.3  # scancel signals engine and agent together: an engine that went quietly may have been first
+
+OWNER = ".owner"  # in a private directory: whose it is
 
 PR_SET_PDEATHSIG = 1  # prctl(2)
 PR_SET_CHILD_SUBREAPER = 36
@@ -55,7 +57,6 @@ Places = Dict[str, Any]
 def places_here(shared: Places, replica: str) -> Places:
     """The placeholders of this node, added to those that all nodes share."""
     node = node_name()
-    owner = (plain(replica), plain(node).replace("_", "-"), os.getpid(), started_at(os.getpid()))
     gpus = os.environ.get("SLURM_STEP_GPUS") or os.environ.get("SLURM_JOB_GPUS") or ""
     return dict(
         shared,
@@ -64,8 +65,14 @@ def places_here(shared: Places, replica: str) -> Places:
         uid=os.getuid(),
         gid=os.getgid(),
         gpus=gpus if re.match(r"^\d+(,\d+)*$", gpus) else "all",
-        container="slurmgate_{}_{}_{}_{}".format(*owner),
+        container=own_name(replica),
     )
+
+
+def own_name(replica: str) -> str:
+    """A name for what this process makes: it says whose that is (`is_leftover`)."""
+    node = plain(node_name()).replace("_", "-")
+    return "slurmgate_{}_{}_{}_{}".format(plain(replica), node, os.getpid(), started_at(os.getpid()))
 
 
 def plain(name: str) -> str:
@@ -164,7 +171,7 @@ class Container:
 
 
 def is_leftover(name: str) -> bool:
-    """Whether a container's name is of an agent of this node that does not live any more."""
+    """Whether a name (`own_name`) is of a process of this node that does not live any more."""
     parts = name.rsplit("_", 3)
     if len(parts) != 4 or not parts[0].startswith("slurmgate_") or not parts[2].isdigit():
         return False
@@ -375,7 +382,9 @@ def run_on_node(told: Dict[str, Any]) -> int:
     argv = fill_all(plan["argv"] if places["rank"] == 0 else plan["follower"], places)
     try:
         if places["tmp"]:
+            remove_left_directories(os.path.dirname(places["tmp"]))
             take_directory(places["tmp"])
+            mark_directory(places["tmp"], told["replica"])
         write_files(plan, places)
         container.remove_leftovers(say)
         engine = Process(argv, environment)
@@ -404,6 +413,33 @@ def watch(engine: Process, awake: int, terms: List[int], container: Container, s
     say("the engine {}".format(engine.how_it_ended()))
     status = engine.status or 0
     return (os.WEXITSTATUS(status) or 1) if os.WIFEXITED(status) else 128 + os.WTERMSIG(status)
+
+
+# -- private directories ----------------------------------------------------------------------------------------------
+
+
+def mark_directory(path: str, replica: str) -> None:
+    """Say in a private directory whose it is. Where nodes share their /tmp, the agent has said it already."""
+    try:
+        with open(os.path.join(path, OWNER), "x") as file:
+            file.write(own_name(replica))
+    except OSError:
+        pass  # it would stay behind if this process were killed: that is all
+
+
+def remove_left_directories(parent: str) -> None:
+    """Those of this user that killed agents of this node have left: there may be keys in them."""
+    for name in os.listdir(parent):
+        path = os.path.join(parent, name)
+        try:
+            if not name.startswith("slurmgate-") or os.lstat(path).st_uid != os.getuid():
+                continue
+            with open(os.path.join(path, OWNER)) as file:
+                left = is_leftover(file.read(500))
+        except (OSError, ValueError):
+            continue
+        if left:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def take_directory(path: str) -> None:

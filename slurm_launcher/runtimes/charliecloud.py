@@ -30,10 +30,12 @@ def _check(spec: ModelSpec) -> None:
 
 def _around(argv: Sequence[str], environment: Mapping[str, str], spec: ModelSpec) -> Wrapped:
     variables = {"HOME": "{tmp}", "TMPDIR": "/tmp", **inside(environment)}  # noqa: S108  # the container's own
-    options = ["--env-no-expand", "--set-env", "--set-env={tmp}/environment"]
+    options = ["--env-no-expand", "--set-env", "--set-env={tmp}/environment-{rank}"]
     options += [f"--bind={bind.source}:{bind.target}" for bind in binds_of(spec, uses_tmp=False)]
     lines = "".join(f"{name}={value}\n" for name, value in sorted(variables.items()))
-    return Wrapped(["ch-run", *options, str(spec.image), "--", *argv], variables, files={"{tmp}/environment": lines})
+    return Wrapped(
+        ["ch-run", *options, str(spec.image), "--", *argv], variables, files={"{tmp}/environment-{rank}": lines}
+    )
 
 
 CHARLIECLOUD = Runtime("charliecloud", _check, _around)

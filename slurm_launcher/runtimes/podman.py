@@ -26,7 +26,8 @@ from slurm_launcher.spec import ModelSpec
 from .base import REFERENCE, SHARED_MEMORY, Leftovers, Runtime, Wrapped, binds_of, check, inside, uses_tmp
 
 _SHAPE = rf"((docker|oci-archive|docker-archive|dir|oci):)?(//)?/?{REFERENCE}"
-STOP_AFTER_S = 3
+STOP_AFTER_S = 1
+"""Between TERM and KILL, when the container is removed: by then its engine has had TERM and time of its own."""
 
 
 def _check(spec: ModelSpec) -> None:

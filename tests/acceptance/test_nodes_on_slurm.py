@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sys
 import urllib.request
@@ -17,10 +18,13 @@ from pathlib import Path
 import pytest
 
 from slurm_launcher.spec import Secrets
+from tests.container_image import Podman, host_paths, make_image, podman, podman_reason
 from tests.fakes import engines as fakes
 from tests.gateway_process import GatewayProcess
 from tests.slurm_fixture import SlurmLab
 from tests.waiting import until_sync
+
+__all__ = ["podman", "podman_reason"]  # fixtures
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(120)]
 
@@ -40,8 +44,9 @@ source = "org/model"
 start_timeout_s = 40.0
 prologue = ["export SLURM_CONF={conf}"]
 drain_timeout_s = 5.0
-environment = {{ PRIVATE = "{{tmp}}/rank-{{rank}}-of-{{node}}" }}
-slurm = {{ nodes = 2, gpus = 2, time = "00:10:00" }}
+environment = {{ PRIVATE = "{{tmp}}/rank-{{rank}}-of-{{node}}"{environment} }}
+slurm = {{ nodes = 2, gpus = {gpus}, time = "00:10:00" }}
+{more}
 """
 
 
@@ -55,10 +60,18 @@ def conf_for_srun(lab: SlurmLab) -> Path:
 
 
 class Spread:
-    def __init__(self, lab: SlurmLab, directory: Path) -> None:
+    def __init__(self, lab: SlurmLab, directory: Path, more: str = "", gpus: int = 2, environment: str = "") -> None:
         self.lab = lab
         self.model = f"wide-{uuid.uuid4().hex[:8]}"
-        text = CONFIG.format(python=sys.executable, model=self.model, fakes=fakes.__file__, conf=conf_for_srun(lab))
+        text = CONFIG.format(
+            python=sys.executable,
+            model=self.model,
+            fakes=fakes.__file__,
+            conf=conf_for_srun(lab),
+            more=more,
+            gpus=gpus,
+            environment=environment,
+        )
         self.gateway = GatewayProcess(directory, text, lab.env())
 
     def start(self) -> None:
@@ -194,3 +207,37 @@ def agent_of(spread: Spread) -> int:
             if b"srun" not in Path(f"/proc/{parent}/cmdline").read_bytes():  # srun has a child of its own
                 return parent
     raise AssertionError("no srun")
+
+
+# -- in containers ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(shutil.which("ch-run") is None, reason="no ch-run: charliecloud-runtime")
+def test_each_node_has_its_charliecloud_container(slurm_lab: SlurmLab, tmp_path: Path) -> None:
+    image = make_image(tmp_path / "image")
+    spread = Spread(slurm_lab, tmp_path, f'runtime = "charliecloud"\nimage = "{image}"\nbinds = {host_paths()}')
+    try:
+        spread.start()
+        for pid in spread.engines().values():
+            assert Path(f"/proc/{pid}/root/etc/passwd").read_text() != Path("/etc/passwd").read_text()
+        spread.gateway.run("scale", spread.model, "0")
+        until_both_nodes_are_clean(spread)
+    finally:
+        spread.gateway.stop()
+        slurm_lab.cancel_all()
+
+
+def test_each_node_removes_its_podman_container(slurm_lab: SlurmLab, tmp_path: Path, podman: Podman) -> None:
+    where = "".join(f', {name} = "{value}"' for name, value in podman.environment.items())
+    more = f'runtime = "podman"\nimage = "{podman.image}"\nbinds = {host_paths()}'
+    spread = Spread(slurm_lab, tmp_path, more, gpus=0, environment=where)
+    try:
+        spread.start()
+        nodes = {name.split("_")[-3] for name in podman.containers()}
+        assert len(nodes) == len(podman.containers()) == 2
+        spread.gateway.run("scale", spread.model, "0")
+        until_both_nodes_are_clean(spread)
+        assert podman.containers() == []
+    finally:
+        spread.gateway.stop()
+        slurm_lab.cancel_all()

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import uuid
 from collections.abc import Iterator
@@ -17,10 +16,12 @@ from pathlib import Path
 import pytest
 from openai import OpenAI
 
-from tests.container_image import REPOSITORY, host_paths, make_image
+from tests.container_image import REPOSITORY, Podman, host_paths, make_image, podman, podman_reason
 from tests.gateway_process import GatewayProcess
 from tests.slurm_fixture import SlurmLab
 from tests.waiting import until_sync
+
+__all__ = ["podman", "podman_reason"]  # fixtures
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(120)]
 
@@ -128,7 +129,7 @@ def test_an_engine_in_charliecloud_answers_and_scancel_leaves_nothing(charlieclo
     charliecloud.stop_wanting()
     charliecloud.lab.run("scancel", job)
     until_nothing_is_left(charliecloud, job)
-    assert not list(Path("/tmp").glob("slurmgate-*/environment")), "the file with its variables went, too"  # noqa: S108
+    assert not list(Path("/tmp").glob("slurmgate-*/environment-0")), "the file with its variables went, too"  # noqa: S108
 
 
 @with_charliecloud
@@ -147,7 +148,7 @@ def test_no_secret_of_an_engine_in_charliecloud_is_on_a_command_line(charlieclou
             assert key.encode() not in path.read_bytes()
         except OSError:
             continue
-    file = Path(variables["HOME"]) / "environment"
+    file = Path(variables["HOME"]) / "environment-0"
     assert file.stat().st_mode & 0o777 == 0o600
     assert file.parent.stat().st_mode & 0o777 == 0o700
 
@@ -166,75 +167,6 @@ def test_an_image_that_is_not_there_is_said_and_not_tried_again(slurm_lab: Slurm
 
 
 # -- podman -----------------------------------------------------------------------------------------------------------
-
-CONTAINERS_CONF = """
-[containers]
-default_ulimits = ["nofile=1024:1024", "nproc=4096:4096"]
-[engine]
-runtime = "runc"
-cgroup_manager = "cgroupfs"
-events_logger = "file"
-"""
-
-
-class Podman:
-    """Storage of its own, and the image in it."""
-
-    image = "localhost/slurmgate-test:1"
-
-    def __init__(self, directory: Path) -> None:
-        directory.mkdir()
-        (directory / "containers.conf").write_text(CONTAINERS_CONF)
-        storage = f'[storage]\ndriver = "vfs"\nrunroot = "{directory}/run"\ngraphroot = "{directory}/graph"\n'
-        (directory / "storage.conf").write_text(storage)
-        self.environment = {
-            "CONTAINERS_CONF": str(directory / "containers.conf"),
-            "CONTAINERS_STORAGE_CONF": str(directory / "storage.conf"),
-        }
-
-    def run(self, *argv: str, stdin: bytes = b"") -> str:
-        done = subprocess.run(
-            ["podman", *argv], input=stdin, capture_output=True, env={**os.environ, **self.environment}, check=False
-        )
-        if done.returncode != 0:
-            raise AssertionError(done.stderr.decode())
-        return done.stdout.decode()
-
-    def load(self, image: Path) -> None:
-        tar = subprocess.run(["tar", "-C", str(image), "-c", "."], capture_output=True, check=True).stdout
-        self.run("import", "-", self.image, stdin=tar)
-
-    def containers(self) -> list[str]:
-        return self.run("ps", "--all", "--format={{.Names}}").split()
-
-
-def podman_unavailable_reason(directory: Path) -> str | None:
-    """Why podman cannot run a container here; None where it can."""
-    if shutil.which("podman") is None or shutil.which("runc") is None:
-        return "no podman with runc"
-    podman = Podman(directory)
-    podman.load(make_image(directory / "image"))
-    try:
-        podman.run("run", "--rm", "--network=host", "--volume=/usr:/usr:ro", podman.image, "/usr/bin/true")
-    except AssertionError as error:
-        return f"podman does not run here: {str(error).strip()[:200]}"
-    return None
-
-
-@pytest.fixture(scope="module")
-def podman_reason(tmp_path_factory: pytest.TempPathFactory) -> str | None:
-    return podman_unavailable_reason(tmp_path_factory.mktemp("podman") / "probe")
-
-
-@pytest.fixture
-def podman(tmp_path: Path, podman_reason: str | None) -> Iterator[Podman]:
-    if podman_reason is not None:
-        pytest.skip(podman_reason)
-    podman = Podman(tmp_path / "podman")
-    podman.load(make_image(tmp_path / "image"))
-    yield podman
-    podman.run("rm", "--all", "--force")
-    podman.run("rmi", "--all", "--force")
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ BreaksInItsStream  sends an error event inside a 200, as TGI and llama.cpp do
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -49,17 +50,22 @@ class Engine:
         self.connections = 0
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._connection, self.host, self.port)
+        self._server = await asyncio.start_server(self._connected, self.host, self.port)
         self.port = self._server.sockets[0].getsockname()[1]
         self._writers: set[asyncio.StreamWriter] = set()
+        self._answering: set[asyncio.Task[None]] = set()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._server.close()
-        for writer in list(self._writers):
+        for task in tuple(self._answering):
+            task.cancel()
+        for writer in tuple(self._writers):
             writer.close()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
         await self._server.wait_closed()
 
     @property
@@ -72,9 +78,22 @@ class Engine:
             await self.arrived.wait_for(lambda: len(self.requests) >= number)
         return self.requests[number - 1]
 
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """In a task of its own: that of the stream's protocol must not be cancelled."""
+        self._writers.add(writer)
+        task = asyncio.create_task(self._connection(reader, writer), name="fake engine")
+        self._answering.add(task)
+        try:
+            await asyncio.wait([task])
+            if not task.cancelled() and (error := task.exception()) is not None:
+                raise error
+        finally:
+            self._answering.discard(task)
+            self._writers.discard(writer)
+            writer.close()
+
     async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
-        self._writers.add(writer)
         request: Request | None = None
         try:
             while (head := await read_head(reader)) is not None:
@@ -101,8 +120,6 @@ class Engine:
         finally:
             if request is not None:
                 request.over.set()
-            self._writers.discard(writer)
-            writer.close()
 
     async def answer(self, request: Request, write: Write) -> bool:
         """Answer; False closes the connection."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -23,7 +24,18 @@ from slurm_launcher.states import Replica
 from slurm_launcher.store import ReplicaStore
 from tests.slurm_fixture import SlurmLab, until
 
+AT_EVERY_STEP = Pace(busy_s=0.0, calm_s=0.0, least_s=0.0, maintenance_s=0.0)
 COMMANDS = ("sbatch", "squeue", "scancel", "sacct", "scontrol", "sinfo")
+
+
+class Clock:
+    """The launcher's, which can be put forward: it goes on by itself, since Slurm's does too."""
+
+    def __init__(self) -> None:
+        self.ahead_s = 0.0
+
+    def __call__(self) -> float:
+        return time.time() + self.ahead_s
 
 
 class Quiet:
@@ -70,9 +82,10 @@ class Commands:
 
 @dataclass
 class OnLab:
-    """A launcher that is stepped by hand; each step is a poll."""
+    """A launcher that is stepped by hand."""
 
     launcher: Launcher
+    clock: Clock
     clusters: Mapping[str, SlurmCluster]
     database: Engine
     log: Quiet
@@ -80,6 +93,12 @@ class OnLab:
 
     async def step(self, number: int = 1) -> None:
         for _ in range(number):
+            await self.launcher.step()
+
+    async def polls(self, number: int = 1) -> None:
+        """Steps so far apart that each asks Slurm, however slow this machine is."""
+        for _ in range(number):
+            self.clock.ahead_s += 60.0
             await self.launcher.step()
 
     async def steps_until(self, condition: Callable[[], object], what: str = "") -> None:
@@ -105,10 +124,11 @@ def on_lab(
     directory: Path,
     environments: Mapping[str, Mapping[str, str]],
     *specs: ModelSpec,
-    clock: Callable[[], float] | None = None,
-    least_s: float = 0.0,
+    clock: Clock | None = None,
+    pace: Pace = AT_EVERY_STEP,
 ) -> OnLab:
     """`environments`: by the clusters' names ("" for the default one), of their commands."""
+    clock = clock or Clock()
     job_name = f"slurmgate-{uuid4().hex[:8]}"
     clusters = {name: SlurmCluster(job_name, name=name, environment=env) for name, env in environments.items()}
     engine = create_engine(f"sqlite:///{directory}/replicas.db")
@@ -136,7 +156,7 @@ def on_lab(
         build=build,
         in_flight=lambda replica_id: 0,
         log=log,
-        pace=Pace(busy_s=0.0, calm_s=0.0, least_s=least_s, maintenance_s=0.0),
-        **({"clock": clock} if clock else {}),
+        pace=pace,
+        clock=clock,
     )
-    return OnLab(launcher, clusters, engine, log, job_name)
+    return OnLab(launcher, clock, clusters, engine, log, job_name)

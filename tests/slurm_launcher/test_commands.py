@@ -146,6 +146,13 @@ def directives(resources: Resources, **changes: object) -> list[str]:
     return commands.directives(resources, **(values | changes))  # type: ignore[arg-type]
 
 
+def test_several_nodes_get_one_task_each_and_the_same_gpus_each() -> None:
+    lines = directives(Resources(nodes=2, gpus=4, cpus=16))
+    assert lines[:2] == ["#SBATCH --nodes=2", "#SBATCH --ntasks-per-node=1"]
+    assert "#SBATCH --gres=gpu:4" in lines
+    assert "#SBATCH --cpus-per-task=16" in lines
+
+
 def test_what_is_not_asked_for_is_left_to_the_partition() -> None:
     assert directives(Resources()) == [
         "#SBATCH --nodes=1",

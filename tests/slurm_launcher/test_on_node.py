@@ -108,6 +108,22 @@ def test_names_hold_what_container_runtimes_take(monkeypatch: pytest.MonkeyPatch
     assert on_node.is_leftover("slurmgate_a-b-c_gpu-1.cluster_4194305_1")
 
 
+def test_private_directories_of_processes_that_are_gone_are_removed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("SLURMD_NODENAME", "n7")
+    for name in ("slurmgate-mine", "slurmgate-left", "slurmgate-unmarked", "slurmgate-of-n8", "other"):
+        (tmp_path / name).mkdir()
+    on_node.mark_directory(str(tmp_path / "slurmgate-mine"), "tiny-0001")
+    on_node.mark_directory(str(tmp_path / "slurmgate-mine"), "somebody else")
+    assert (tmp_path / "slurmgate-mine" / ".owner").read_text() == on_node.own_name("tiny-0001")
+    for name, owner in {"slurmgate-left": "n7", "slurmgate-of-n8": "n8", "other": "n7"}.items():
+        (tmp_path / name / ".owner").write_text(f"slurmgate_tiny_{owner}_4194305_1")
+    on_node.remove_left_directories(str(tmp_path))
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"slurmgate-mine", "slurmgate-unmarked", "slurmgate-of-n8", "other"}
+
+
 # -- with an agent, and a podman that leaks ---------------------------------------------------------------------------
 
 

@@ -69,7 +69,7 @@ def test_for_apptainer_variables_have_a_prefix(name: str, prefix: str) -> None:
 def test_podman_gets_a_name_the_gpus_by_number_and_names_of_variables() -> None:
     assert line("podman") == (
         "podman run --rm --name={container} --label=slurmgate={uid} --pull=missing --network=host --shm-size=16g "
-        "--security-opt=label=disable --log-driver=none --stop-timeout=3 --device=nvidia.com/gpu={gpu} "
+        "--security-opt=label=disable --log-driver=none --stop-timeout=1 --device=nvidia.com/gpu={gpu} "
         "--volume=/scratch:/scratch --volume=/data:/data:ro --env=HF_TOKEN --env=PYTHONNOUSERSITE --env=VLLM_API_KEY "
         "--entrypoint=vllm docker.io/vllm/vllm-openai:v0.12.0 serve /data/m --host {host}"
     )
@@ -120,11 +120,13 @@ def test_pyxis_is_a_step_of_slurm_with_a_container() -> None:
 def test_charliecloud_reads_variables_from_a_file_over_those_of_the_image() -> None:
     wrapped = wrap("charliecloud")
     assert " ".join(wrapped.argv) == (
-        "ch-run --env-no-expand --set-env --set-env={tmp}/environment --bind=/scratch:/scratch --bind=/data:/data "
-        "/images/vllm -- vllm serve /data/m --host {host}"
+        "ch-run --env-no-expand --set-env --set-env={tmp}/environment-{rank} --bind=/scratch:/scratch "
+        "--bind=/data:/data /images/vllm -- vllm serve /data/m --host {host}"
     )
     assert wrapped.files == {
-        "{tmp}/environment": ("HF_TOKEN=hf_x\nHOME={tmp}\nPYTHONNOUSERSITE=1\nTMPDIR=/tmp\nVLLM_API_KEY=secret\n")
+        "{tmp}/environment-{rank}": (
+            "HF_TOKEN=hf_x\nHOME={tmp}\nPYTHONNOUSERSITE=1\nTMPDIR=/tmp\nVLLM_API_KEY=secret\n"
+        )
     }
 
 
@@ -196,7 +198,7 @@ def test_pyxis_over_several_nodes_cannot_mount_a_copy_that_is_made_later() -> No
 
 def test_a_models_home_is_its_own_business() -> None:
     home = {"HOME": "/scratch/home"}
-    assert "HOME=/scratch/home\n" in wrap("charliecloud", environment=home).files["{tmp}/environment"]
+    assert "HOME=/scratch/home\n" in wrap("charliecloud", environment=home).files["{tmp}/environment-{rank}"]
     assert "--env=HOME=/tmp" not in wrap("docker", environment=home).argv
 
 
