@@ -429,7 +429,11 @@ def mark_directory(path: str, replica: str) -> None:
 
 def remove_left_directories(parent: str) -> None:
     """Those of this user that killed agents of this node have left: there may be keys in them."""
-    for name in os.listdir(parent):
+    try:
+        names = os.listdir(parent)
+    except OSError:
+        return
+    for name in names:
         path = os.path.join(parent, name)
         try:
             if not name.startswith("slurmgate-") or os.lstat(path).st_uid != os.getuid():

@@ -1,21 +1,28 @@
 """The agent with weights that are copied to its node first: the whole script under bash, by the oldest Python."""
 
 from __future__ import annotations
+
 import signal
 import sys
 from pathlib import Path
+
 import pytest
+
 from slurm_launcher.script import assemble, manifest
 from slurm_launcher.spec import ModelSpec, Site
 from tests.fakes import engines as fakes
 from tests.fakes.gateway import FakeGateway
-from tests.slurm_launcher.test_agent import LAUNCH, PYTHONS, Job, gateway  # noqa
+from tests.slurm_launcher.test_agent import LAUNCH, PYTHONS, Job
+from tests.slurm_launcher.test_agent import gateway as gateway  # a fixture: pytest finds it by its name
 
 
 @pytest.mark.parametrize("python", [PYTHONS[0], PYTHONS[-1]])
 @pytest.mark.parametrize("there", [True, False])
 def test_a_replica_reads_the_nodes_copy_or_where_there_is_no_room_for_one_the_shared_weights(
-    gateway: FakeGateway, tmp_path: Path, python: str, there: bool
+    gateway: FakeGateway,
+    tmp_path: Path,
+    python: str,
+    there: bool,  # the fixture
 ) -> None:
     source = tmp_path / "shared" / "llama"
     source.mkdir(parents=True)
@@ -46,7 +53,9 @@ def test_a_replica_reads_the_nodes_copy_or_where_there_is_no_room_for_one_the_sh
         job.end()
 
 
-def test_a_job_that_is_told_to_end_does_not_wait_for_the_copy(gateway: FakeGateway, tmp_path: Path) -> None:
+def test_a_job_that_is_told_to_end_does_not_wait_for_the_copy(
+    gateway: FakeGateway, tmp_path: Path
+) -> None:  # the fixture
     source = tmp_path / "shared" / "llama"
     source.mkdir(parents=True)
     (source / "model.safetensors").write_bytes(bytes(1_000_000))
