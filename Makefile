@@ -6,12 +6,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: serve test lint bench lock clients slurm-install postgres-install slurm-up slurm-down clean
+.PHONY: serve test lint bench lock clients slurm-install postgres-install runtimes-install runtimes-install slurm-up slurm-down clean
 
 serve: $(READY)
 	$(BIN)/slurmgate serve --port $(PORT) $(if $(STATE_DIR),--state-dir $(STATE_DIR))
 
-test: $(READY) slurm-install postgres-install clients
+test: $(READY) slurm-install postgres-install runtimes-install clients
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 lint: $(READY)
@@ -40,6 +40,10 @@ slurm-install:
 # a real PostgreSQL for the tests of the stores; as above
 postgres-install:
 	-@tests/acceptance/postgres.sh install
+
+# container runtimes for the tests with an engine in one; as above
+runtimes-install:
+	-@tests/acceptance/runtimes.sh install
 
 # the clients that the acceptance tests run; where one cannot be had, pytest says so and skips its tests
 clients: $(READY)

@@ -227,7 +227,8 @@ async def outcome(cluster: SlurmCluster, asked: Asked, sent: Sent, wait_s: float
         now = time.monotonic()
         if job is not None and job.over:
             over_since = over_since or now
-            if text or now - over_since > min(FILE_LAG_S, wait_s):
+            unlaunched = job.reason == "JobLaunchFailure"  # where its output could not be opened on the node
+            if text or unlaunched or now - over_since > FILE_LAG_S or now > deadline:
                 return list(silent_findings(job, text, str(sent.output)))
         if now > deadline:
             state = "gone" if job is None else f"{job.state} ({job.reason})" if job.reason else job.state

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from .cluster import CouldNotAsk, Refused
+from .commands import format_duration
 from .facilities import Node, Partition, Record, Reservation, asked_for, next_maintenance
 from .slurm import SlurmCluster
 from .spec import ModelSpec
@@ -192,7 +193,7 @@ def time_finding(spec: ModelSpec, partitions: Sequence[Partition], configuration
     """Without EnforcePartLimits Slurm takes a job that asks for too long, and lets it wait for ever."""
     what, asked = f"{spec.name}: time limit", float(spec.resources.time_limit_s)
     limits = {p.name: p.max_time_s for p in partitions}
-    allowed = " or ".join(f"{'no limit' if s is None else hours(s)} in {name}" for name, s in limits.items())
+    allowed = " or ".join(f"{'no limit' if s is None else shown(s)} in {name}" for name, s in limits.items())
     if not asked:
         return warning(
             what,
@@ -202,23 +203,22 @@ def time_finding(spec: ModelSpec, partitions: Sequence[Partition], configuration
     if all(s is not None and asked > s for s in limits.values()):
         return wrong(
             what,
-            f"{hours(asked)} is asked for, and allowed is {allowed}.",
+            f"{shown(asked)} is asked for, and allowed is {allowed}.",
             f'Set slurm.time of models."{spec.name}" to at most that: such a job would wait for ever.',
         )
     takes = spec.start_timeout_s + spec.lead_s
     if asked < takes:
         return warning(
             what,
-            f"{hours(asked)} is little beside start_timeout_s and lead_s ({hours(takes)}).",
+            f"{shown(asked)} is little beside start_timeout_s and lead_s ({shown(takes)}).",
             "Ask for more time: a replica that is replaced as soon as it has started serves nobody.",
         )
-    return ok(what, f"{hours(asked)}; allowed is {allowed}.")
+    return ok(what, f"{shown(asked)}; allowed is {allowed}.")
 
 
-def hours(seconds: float) -> str:
-    if seconds >= 172800:
-        return f"{seconds / 86400:.3g} days"
-    return f"{seconds / 3600:.3g} h" if seconds >= 3600 else f"{seconds / 60:.3g} min"
+def shown(seconds: float) -> str:
+    """As one writes it: `02:00:00`, `7-00:00:00`."""
+    return format_duration(seconds).removeprefix("0-")
 
 
 def gpu_finding(spec: ModelSpec, nodes: Sequence[Node]) -> Finding:
@@ -281,10 +281,10 @@ def maintenance_findings(spec: ModelSpec, partitions: Sequence[Partition], seen:
     if at <= seen.now:
         yield warning(what, "all nodes of its partition are in maintenance.", "Nothing: it starts when that is over.")
     elif spec.resources.time_limit_s and at - seen.now < spec.resources.time_limit_s:
-        shown = time.strftime("%Y-%m-%d %H:%M", time.localtime(at))
+        begins = time.strftime("%Y-%m-%d %H:%M", time.localtime(at))
         yield warning(
             what,
-            f"all nodes of its partition go into maintenance at {shown}.",
+            f"all nodes of its partition go into maintenance at {begins}.",
             "Nothing: replicas get shorter time limits until then.",
         )
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
+import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -120,8 +123,15 @@ def test_a_state_directory_that_cannot_be(local: Doctor) -> None:
     assert on_this_machine(local)["state directory"][0] == "wrong"
 
 
-def test_a_full_disk_is_seen_by_writing() -> None:
+def test_a_disk_that_takes_no_write_is_seen_by_writing() -> None:
     assert checkup.cannot_write(Path("/proc")) is not None
+
+
+@pytest.mark.parametrize(("free", "verdict"), [(10**6, Verdict.WRONG), (10**9, Verdict.WARNING), (10**11, Verdict.OK)])
+def test_space_that_runs_out(free: int, verdict: Verdict, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage("/")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=free))
+    assert checkup.space_finding(Path("/")).verdict is verdict
 
 
 @pytest.mark.parametrize(
@@ -191,9 +201,21 @@ def test_a_configuration_that_others_can_read(local: Doctor) -> None:
 
 
 @pytest.fixture
-def on_slurm(slurm_lab: SlurmLab, tmp_path: Path) -> Iterator[Doctor]:
+def on_slurm(slurm_lab: SlurmLab, tmp_path: Path) -> Doctor:
     lab = slurm_lab.env()
-    yield Doctor(tmp_path, {"SLURM_CONF": lab["SLURM_CONF"], "PATH": lab["PATH"]})
+    return Doctor(tmp_path, {"SLURM_CONF": lab["SLURM_CONF"], "PATH": lab["PATH"]})
+
+
+@contextmanager
+def hidden_on(lab: SlurmLab, node: str, path: Path) -> Iterator[None]:
+    """On that node, which has its own mounts, another directory lies over this one."""
+    pid = (lab.directory / "run" / f"slurmd.{node}.pid").read_text().strip()
+    inside = ["nsenter", "--target", pid, "--mount"]
+    subprocess.run([*inside, "mount", "-t", "tmpfs", "none", str(path)], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run([*inside, "umount", "--lazy", str(path)], check=True)
 
 
 ABOUT_ONE_MACHINE = {"gateway's URL", "launcher.shared_dir"}
@@ -229,12 +251,12 @@ class TestOnARealSlurm:
         ("slurm", "what", "words"),
         [
             ('partition = "nope"\ntime = "01:00:00"', "m: partition", "there is no partition nope; there are: gpu"),
-            ('partition = "short"\ntime = "01:00:00"', "m: time limit", "allowed is 2 min in short"),
+            ('partition = "short"\ntime = "01:00:00"', "m: time limit", "allowed is 00:02:00 in short"),
             ('gpus = 9\ntime = "01:00:00"', "m: GPUs", "the largest nodes there have 4 h100"),
             ('gpus = 1\ngpu_type = "a100"\ntime = "01:00:00"', "m: GPUs", "have 4 h100"),
             ('constraint = "nosuch"\ntime = "01:00:00"', "m: submission", "Invalid feature specification"),
             ('reservation = "nosuch"\ntime = "01:00:00"', "m: submission", "reservation is invalid"),
-            ('memory = "999T"\ntime = "01:00:00"', "m: submission", "Memory specification can not be satisfied"),
+            ('memory = "999T"\ntime = "01:00:00"', "m: submission", "node configuration is not available"),
         ],
     )
     def test_what_is_asked_of_slurm_in_vain(self, on_slurm: Doctor, slurm: str, what: str, words: str) -> None:
@@ -280,11 +302,18 @@ class TestOnARealSlurm:
         assert "Connection refused" in sentence
         assert "server.host" in advice
 
-    def test_logs_that_the_node_writes_where_nobody_sees_them(self, on_slurm: Doctor) -> None:
-        """As with a directory that is each machine's own: the node's is another one."""
-        found = on_slurm("--from-node", "--wait", "4", launcher='shared_dir = "/proc/sys"')
+    def test_a_directory_that_cannot_be_written(self, on_slurm: Doctor) -> None:
+        found = on_slurm("--from-node", launcher='shared_dir = "/proc/sys"')
         assert found["launcher.shared_dir"][0] == "wrong"
         assert found["node"][0] == "wrong"
+
+    def test_a_directory_that_the_node_has_too_but_is_another_one(self, on_slurm: Doctor, slurm_lab: SlurmLab) -> None:
+        with hidden_on(slurm_lab, "n1", on_slurm.directory):
+            found = on_slurm("--from-node", "--wait", "4", slurm='partition = "short"\ntime = "00:02:00"')
+        verdict, sentence, advice = found["node: files"]
+        assert verdict == "wrong"
+        assert "is not to be seen here" in sentence
+        assert "launcher.shared_dir" in advice
 
     def test_a_busy_partition_is_waited_for_no_longer_than_asked(self, on_slurm: Doctor) -> None:
         later = GOOD_SLURM + '\nextra = ["--begin=now+1hour"]'

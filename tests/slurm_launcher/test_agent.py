@@ -24,11 +24,11 @@ import pytest
 
 from slurm_launcher import agent, on_node
 from slurm_launcher.script import AGENT, assemble, manifest
-from slurm_launcher.spec import ModelSpec, Secrets, Site
+from slurm_launcher.spec import ModelSpec, Site
 from tests.fakes import engines as fakes
 from tests.fakes.gateway import FakeGateway
+from tests.slurm_launcher.conftest import LAUNCH
 
-LAUNCH = Secrets(b"a secret of the gateway").launch("tiny-0001")
 HASTE = {"KILL_AFTER_S = 5.0": "KILL_AFTER_S = 0.4", "LAST_REPORT_S = 10.0": "LAST_REPORT_S = 1.0"}
 
 
@@ -113,14 +113,6 @@ class Job:
 
 
 Run = Callable[..., Job]
-
-
-@pytest.fixture
-def gateway() -> Iterator[FakeGateway]:
-    made = FakeGateway(LAUNCH.token)
-    yield made
-    with contextlib.suppress(OSError):
-        made.close()
 
 
 @pytest.fixture

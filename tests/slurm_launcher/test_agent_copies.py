@@ -12,8 +12,8 @@ from slurm_launcher.script import assemble, manifest
 from slurm_launcher.spec import ModelSpec, Site
 from tests.fakes import engines as fakes
 from tests.fakes.gateway import FakeGateway
-from tests.slurm_launcher.test_agent import LAUNCH, PYTHONS, Job
-from tests.slurm_launcher.test_agent import gateway as gateway  # a fixture: pytest finds it by its name
+from tests.slurm_launcher.conftest import LAUNCH
+from tests.slurm_launcher.test_agent import PYTHONS, Job
 
 
 @pytest.mark.parametrize("python", [PYTHONS[0], PYTHONS[-1]])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -85,8 +86,8 @@ async def given_up(world: OnLab, commands: Commands, lab: SlurmLab, reason: str,
     await world.steps_until(world.failures, reason)
     [(kind, message)] = world.failures()
     assert kind == "hopeless"
-    assert words in message
-    assert message.endswith(f"Slurm says {reason}.")
+    assert re.search(words, message)
+    assert re.search(rf"Slurm says ({reason})\.$", message)
     assert message in why(world)
     [replica] = world.launcher.replicas()
     assert replica.status is Status.FAILED
@@ -100,16 +101,8 @@ async def given_up(world: OnLab, commands: Commands, lab: SlurmLab, reason: str,
 @pytest.mark.parametrize(
     ("resources", "reason", "words"),
     [
-        (
-            Resources(partition="short", time_limit_s=3600),
-            "PartitionTimeLimit",
-            "asks for more time than its partition allows",
-        ),
-        (
-            Resources(extra=("--ntasks=5", "--nodes=5")),
-            "PartitionNodeLimit",
-            "asks for more nodes than its partition allows",
-        ),
+        (Resources(partition="short", time_limit_s=3600), "PartitionTimeLimit", "asks for more time than"),
+        (Resources(extra=("--ntasks=5", "--nodes=5")), "PartitionNodeLimit", "asks for more nodes than"),
     ],
     ids=["time", "nodes"],
 )
@@ -118,7 +111,8 @@ async def test_a_job_that_would_wait_for_ever_is_given_up(
 ) -> None:
     commands = Commands(tmp_path / "bin", slurm_lab)
     world = on_lab(tmp_path, {"": commands.environment}, replace(SPEC, resources=resources))
-    await given_up(world, commands, slurm_lab, reason, words)
+    # whether it says so or only `PartitionConfig` depends on which part of slurmctld has looked at the job last
+    await given_up(world, commands, slurm_lab, f"{reason}|PartitionConfig", f"{words}|asks for what its partition")
     await world.close()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import subprocess
 import sys
@@ -18,7 +19,15 @@ import pytest
 from slurm_launcher.cluster import CouldNotAsk, Job, Refused
 from slurm_launcher.doctor import Finding, Seen, Verdict, cluster_findings, model_findings
 from slurm_launcher.facilities import Node, Partition, Reservation
-from slurm_launcher.node_visit import Asked, asks, node_findings, node_script, read_node_report, silent_findings
+from slurm_launcher.node_visit import (
+    NODE_CHECK,
+    Asked,
+    asks,
+    node_findings,
+    node_script,
+    read_node_report,
+    silent_findings,
+)
 from slurm_launcher.spec import ModelSpec, Resources
 from slurm_launcher.versions import Version
 
@@ -119,8 +128,8 @@ def test_partitions(seen: Seen, resources: dict[str, Any], verdict: Verdict, wor
 @pytest.mark.parametrize(
     ("seconds", "verdict", "words"),
     [
-        (7201, Verdict.WRONG, "2 h is asked for, and allowed is 2 h in gpu"),
-        (7200, Verdict.OK, "2 h"),
+        (7201, Verdict.WRONG, "02:00:01 is asked for, and allowed is 02:00:00 in gpu"),
+        (7200, Verdict.OK, "02:00:00; allowed is 02:00:00 in gpu"),
         (0, Verdict.WARNING, "slurm.time is not set"),
         (300, Verdict.WARNING, "is little beside start_timeout_s and lead_s"),
     ],
@@ -266,6 +275,11 @@ def run_script(asked: Asked) -> dict[str, Any]:
     report = read_node_report(done.stdout)
     assert report is not None
     return report
+
+
+def test_what_runs_on_the_node_is_python_3_6_and_ascii() -> None:
+    ast.parse(NODE_CHECK, feature_version=(3, 6))
+    assert NODE_CHECK.isascii()
 
 
 def test_the_job_finds_what_is_there_and_what_is_not(tmp_path: Path) -> None:
