@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from . import cli_admin, cli_operations, cli_weights
+from . import cli_admin, cli_doctor, cli_operations, cli_weights
 from .benchmark.command import bench
 from .terminal import (
     ConfigOption,
@@ -275,6 +275,7 @@ async def end_jobs(config: Config | None, state: StateDir, timeout_s: float) -> 
 
 
 cli_operations.mount(app)
+cli_doctor.mount(app)
 cli_weights.mount(app)
 app.command()(bench)
 cli_admin.mount(app)

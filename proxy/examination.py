@@ -107,8 +107,15 @@ class Examination:
         cluster = SlurmCluster(f"slurmgate-doctor-{self.site.service}", name=name)
         build = Builder(self.config, self.site, Secrets(b""))
         specs = {model: spec for model, spec in self.specs.items() if spec.resources.cluster == name}
+        scripts: dict[str, str] = {}
+        for model, spec in list(specs.items()):
+            try:
+                scripts[model] = build.script(spec, "DOCTOR", redact=True)
+            except ValueError as error:  # what cannot stand in a batch script, or what its runtime does not take
+                yield wrong(f"{model}: configuration", f"{error}.", "Correct it: the gateway does not start like this.")
+                del specs[model]
         try:
-            seen = await look(cluster, {m: build.script(spec, "DOCTOR", redact=True) for m, spec in specs.items()})
+            seen = await look(cluster, scripts)
         except CouldNotAsk as error:
             advice = (
                 "Slurm's commands must be on PATH and reach slurmctld: try `scontrol ping` in the same shell. Replicas "

@@ -27,7 +27,8 @@
 
     fit.py, fit_check.py     does a model fit into its GPUs: model_shape.py, engine_memory.py, gpus.py, weights.py
     fetching.py, hub.py      weights from the hub
-    doctor.py                what may be wrong with a site
+    facilities.py            partitions, nodes, reservations as Slurm tells them, pure; versions.py: what commands lack
+    doctor.py                what is wrong between a model and a cluster; node_visit.py, node_check.py: from a node
 
 The agent's reports and the jobs' comments carry enough to adopt a replica that this process has never heard of, so what
 store.py keeps is soft: losing it costs nothing but the history of failures.

@@ -24,6 +24,8 @@ BACKOFF_LIMIT_S = 600.0
 ROW_LIMIT = 6
 """So many bad ends in a row, and it is not tried again by itself."""
 
+_REFUSALS = ("refused", "limit")
+
 EXCLUDE_S = 3600.0
 """How long a node is left out after a fault of its own."""
 
@@ -82,7 +84,8 @@ def failures(ended: Iterable[Replica], spec: ModelSpec) -> list[Replica]:
 
 def broken(row: list[Replica]) -> bool:
     """Whether it is not tried again by itself: `slurmgate restart`, or another configuration."""
-    return bool(row) and (len(row) >= ROW_LIMIT or remedy(row[-1]) is Remedy.NEVER)
+    lasting = [r for r in row if r.failure is None or r.failure.kind != "limit"]  # a limit of now passes by itself
+    return bool(row) and (len(lasting) >= ROW_LIMIT or remedy(row[-1]) is Remedy.NEVER)
 
 
 def retry_at(ended: Iterable[Replica], spec: ModelSpec) -> float:
@@ -98,7 +101,7 @@ def retry_at(ended: Iterable[Replica], spec: ModelSpec) -> float:
     last = row[-1]
     if len(row) == 1 and (last.ready_at is not None or remedy(last) is Remedy.ELSEWHERE):
         return 0.0
-    base = BACKOFF_REFUSED_S if last.failure is not None and last.failure.kind == "refused" else BACKOFF_S
+    base = BACKOFF_REFUSED_S if last.failure is not None and last.failure.kind in _REFUSALS else BACKOFF_S
     return (last.ended_at or 0.0) + min(base * 2.0 ** (len(row) - 1), BACKOFF_LIMIT_S)
 
 

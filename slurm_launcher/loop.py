@@ -323,7 +323,8 @@ class Launcher:
         try:
             job_id = await cluster.submit(self._build(spec, replica_id, submit))
         except Refused as error:
-            self._put(advance(replica, Status.FAILED, self._clock(), Failure("refused", str(error))))
+            kind = "limit" if error.temporary else "refused"
+            self._put(advance(replica, Status.FAILED, self._clock(), Failure(kind, str(error))))
             return
         except CouldNotAsk as error:
             self._put(replace(replica, note=f"submission not answered: {error}"))

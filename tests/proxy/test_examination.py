@@ -264,6 +264,11 @@ class TestOnARealSlurm:
         assert verdict == "wrong"
         assert words in sentence
 
+    def test_what_cannot_stand_in_a_script(self, on_slurm: Doctor) -> None:
+        verdict, sentence, _ = on_slurm("--from-node", slurm='partition = "a\\u0007b"')["m: configuration"]
+        assert verdict == "wrong"
+        assert "--partition" in sentence
+
     def test_a_controller_that_is_away(self, on_slurm: Doctor, slurm_lab: SlurmLab) -> None:
         with slurm_lab.controller_stopped():
             verdict, sentence, advice = on_slurm()["Slurm"]

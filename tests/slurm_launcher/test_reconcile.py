@@ -351,6 +351,11 @@ def test_a_row_of_failures_ends_in_waiting_for_an_operator() -> None:
     assert retry_at(row, replace(ONE, source="/models/other")) == 0.0
 
 
+def test_a_limit_of_now_is_asked_again_however_often_it_was_met() -> None:
+    row = [failed(f"r{n}", "limit", ended_at=NOW - 10000 + n) for n in range(20)]
+    assert NOW - 10000 < retry_at(row, ONE) < math.inf
+
+
 def test_what_had_served_is_tried_again_whatever_it_said_at_last() -> None:
     assert retry_at([failed("r1", "gpu_memory", ready_at=NOW - 4000)], ONE) == 0.0
     assert retry_at([failed("r1", "gpu_memory", ready_at=None)], ONE) == math.inf
