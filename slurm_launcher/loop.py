@@ -387,6 +387,7 @@ class Launcher:
         after = heard(before, report, self._clock())
         self._put(after)
         if before is None or before.status is not after.status:
+            self._poll_soon |= after.status is Status.PENDING  # ended from outside: is it over?
             self._wake.set()
         return command_for(after), self._in_flight(report.replica_id)
 

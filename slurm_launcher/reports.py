@@ -112,6 +112,10 @@ def heard(replica: Replica | None, report: Report, now: float) -> Replica:
         heard_at=now,
         unseen=0,
     ).ending_in(report.time_left_s, now)
+    if status is Status.STOPPED and replica.target is Target.RUN:
+        # ended from outside: for good, by scancel, or to be started again elsewhere, by a requeue. The scheduler knows
+        gone = replace(replica, host="", port=0, node="", running_since=None, ends_at=None, note="ended from outside")
+        return advance(gone, Status.PENDING, now)
     return advance(replica, status, now, diagnosed(report.failure))
 
 

@@ -52,7 +52,7 @@ class Engine:
     async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(self._connected, self.host, self.port)
         self.port = self._server.sockets[0].getsockname()[1]
-        self._writers: set[asyncio.StreamWriter] = set()
+        self._connections: set[asyncio.Task[None]] = set()
         self._answering: set[asyncio.Task[None]] = set()
         return self
 
@@ -62,10 +62,8 @@ class Engine:
         self._server.close()
         for task in tuple(self._answering):
             task.cancel()
-        for writer in tuple(self._writers):
-            writer.close()
-            with contextlib.suppress(OSError):
-                await writer.wait_closed()
+        if self._connections:
+            await asyncio.wait(self._connections)
         await self._server.wait_closed()
 
     @property
@@ -79,18 +77,20 @@ class Engine:
         return self.requests[number - 1]
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """In a task of its own: that of the stream's protocol must not be cancelled."""
-        self._writers.add(writer)
-        task = asyncio.create_task(self._connection(reader, writer), name="fake engine")
-        self._answering.add(task)
-        try:
-            await asyncio.wait([task])
-            if not task.cancelled() and (error := task.exception()) is not None:
-                raise error
-        finally:
-            self._answering.discard(task)
-            self._writers.discard(writer)
-            writer.close()
+        """Until its socket is closed. What it answers is a task of its own, since this one must not be cancelled."""
+        connection = asyncio.current_task()
+        assert connection is not None
+        self._connections.add(connection)
+        answering = asyncio.create_task(self._connection(reader, writer), name="fake engine")
+        self._answering.add(answering)
+        await asyncio.wait([answering])
+        self._answering.discard(answering)
+        writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
+        self._connections.discard(connection)
+        if not answering.cancelled() and (error := answering.exception()) is not None:
+            raise error
 
     async def _connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1

@@ -38,7 +38,6 @@ class TakesAnything(Answers):
         async def write(data: bytes) -> None:
             writer.write(data)
 
-        self._writers.add(writer)
         with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
             while (head := await read_head(reader)) is not None:
                 raw = await reader.readexactly(int(head[1].get("content-length", "0")))
@@ -48,8 +47,6 @@ class TakesAnything(Answers):
                     body = {}
                 request = Request(*head, body, raw)
                 await self.answer(request, write)
-        self._writers.discard(writer)
-        writer.close()
 
     async def answer(self, request: Request, write: Write) -> bool:
         if request.path == "/v1/chat/completions":

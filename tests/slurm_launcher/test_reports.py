@@ -93,3 +93,11 @@ def test_a_bad_report_names_its_field(fields: dict[str, Any], field: str) -> Non
 def test_a_report_is_an_object() -> None:
     with pytest.raises(BadReport):
         parse_report("r1", [])
+
+
+def test_an_agent_that_was_ended_from_outside_leaves_it_to_the_scheduler_whether_its_job_comes_back() -> None:
+    known = Replica("r1", "llama", "abc", created_at=0.0, job_id="7", node="n1", status=Status.READY, ends_at=900.0)
+    after = heard(known, said(state="stopped"), 1.0)
+    assert (after.status, after.node, after.port, after.ends_at) == (Status.PENDING, "", 0, None)
+    told = heard(replace(known, target=Target.STOP), said(state="stopped"), 1.0)
+    assert told.status is Status.STOPPED
