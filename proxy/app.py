@@ -63,6 +63,7 @@ class Gateway:
             config,
             self.control,
             database,
+            state_dir=state.path,
             places=lambda name: self.control.places[name],
             metrics=metrics,
             loopback_only=loopback_only,

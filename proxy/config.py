@@ -56,6 +56,16 @@ def parse_memory(text: Any) -> Any:
     return int(match[1]) * {"M": 1, "G": 1024, "T": 1024 * 1024}[match[2]]
 
 
+def parse_bytes(given: Any) -> Any:
+    """`"64G"`, or a whole number of bytes -> bytes."""
+    if isinstance(given, int) and not isinstance(given, bool) and given >= 0:
+        return given
+    match = re.fullmatch(r"(\d{1,9})([KMGT])", given) if isinstance(given, str) else None
+    if match is None:
+        raise ValueError('expected a number of bytes, or a text such as "64G" or "500M"')
+    return int(match[1]) * 1024 ** ("KMGT".index(match[2]) + 1)
+
+
 def check_engine_url(url: str) -> str:
     """`http://HOST:PORT`, since requests keep their own path; a closing `/v1` is taken off."""
     parts = urlsplit(url)
@@ -132,6 +142,7 @@ Days = Annotated[frozenset[int], BeforeValidator(parse_days)]
 TimeOfDay = Annotated[int, BeforeValidator(parse_time_of_day)]
 TimeLimit = Annotated[int, BeforeValidator(parse_time_limit)]
 Memory = Annotated[int, BeforeValidator(parse_memory)]
+Bytes = Annotated[int, BeforeValidator(parse_bytes)]
 EngineUrl = Annotated[str, AfterValidator(check_engine_url)]
 ApiBase = Annotated[str, AfterValidator(check_api_base)]
 Hosted = Annotated[str, AfterValidator(check_hosted)]
@@ -163,6 +174,20 @@ class DatabaseSection(Section):
     url_env: str | None = None
     """The environment variable that holds a URL such as `postgresql://user:password@host/name`; by default SQLite in
     the state directory."""
+
+
+class FilesSection(Section):
+    """What clients upload, and what batches make for them. Sizes are bytes, or texts such as "64G"."""
+
+    directory: Path | None = Field(None, strict=False)
+    """By default `files` in the state directory. Gateways that share a database share it, too."""
+    max_bytes_total: Bytes | None = None
+    max_bytes_per_project: Bytes | None = None
+    """Of a project's files together, or those of a key of no project."""
+    max_file_bytes: Bytes = 8 * 1024**3
+    """Of one file, however it comes. By itself `POST /v1/files` takes 512M at most, and 200M for a batch."""
+    keep_free_bytes: Bytes = 1024**3
+    """What stays free on the file system: nothing more is taken when less is left."""
 
 
 class Limits(Section):
@@ -406,6 +431,7 @@ class Config(Section):
     state_dir: Path | None = Field(None, strict=False)
     server: Server = Server()
     database: DatabaseSection = DatabaseSection()
+    files: FilesSection = FilesSection()
     limits: Limits = Limits()
     observability: Observability = Observability()
     launcher: LauncherSection = LauncherSection()
@@ -614,7 +640,7 @@ def path_of(*keys: str) -> str:
     return ".".join(key if re.fullmatch(r"[\w-]+", key) else f'"{key}"' for key in keys)
 
 
-_SECTIONS: dict[str, type[Section]] = {"server": Server, "launcher": LauncherSection}
+_SECTIONS: dict[str, type[Section]] = {"server": Server, "launcher": LauncherSection, "files": FilesSection}
 _PARTS: dict[str, type[Section]] = {"slurm": SlurmSection, "timeouts": Timeouts, "fallbacks": Fallback}
 
 

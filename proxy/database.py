@@ -130,6 +130,48 @@ stored_items = Table(
 )
 """Which stored response holds an item."""
 
+files = Table(
+    "files",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("owner", String(32), nullable=False),
+    Column("filename", Text, nullable=False),
+    Column("purpose", String(32), nullable=False),
+    Column("bytes", BigInteger, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("expires_at", BigInteger),
+)
+"""What clients gave, and what is made for them; the bytes are on disk (files/disk.py). `owner` is a project's id, or
+that of a key of no project; "" where no key is needed. Ids grow with time."""
+
+uploads = Table(
+    "uploads",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("owner", String(32), nullable=False),
+    Column("filename", Text, nullable=False),
+    Column("purpose", String(32), nullable=False),
+    Column("bytes", BigInteger, nullable=False),
+    Column("status", String(16), nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("expires_at", BigInteger, nullable=False),
+    Column("keep_s", BigInteger),
+    Column("file_id", String(64)),
+    Column("part_ids", Text),
+)
+"""`bytes` are those that were announced; `status` is pending, completed or cancelled: expired shows in `expires_at`.
+`keep_s` is how long its file is kept after its making, NULL for its purpose's default. `part_ids`, a JSON list, is what
+it was completed with."""
+
+upload_parts = Table(
+    "upload_parts",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("upload_id", String(64), nullable=False),
+    Column("bytes", BigInteger, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+)
+
 # -- migrations ------------------------------------------------------------------------------------------------------
 
 _LIMIT_COLUMNS = ", ".join(f"{name} {{int}}" for name in LIMITS)
@@ -171,6 +213,20 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "ALTER TABLE usage_of_projects RENAME TO usage",
         "CREATE INDEX usage_of_key ON usage (key_id, day)",
         "CREATE INDEX usage_of_project ON usage (project_id, day)",
+    ),
+    (
+        "CREATE TABLE files (id VARCHAR(64) PRIMARY KEY, owner VARCHAR(32) NOT NULL, filename TEXT NOT NULL,"
+        " purpose VARCHAR(32) NOT NULL, bytes {int} NOT NULL, created_at {int} NOT NULL, expires_at {int})",
+        "CREATE INDEX files_of_owner ON files (owner, id)",
+        "CREATE INDEX files_expiry ON files (expires_at)",
+        "CREATE TABLE uploads (id VARCHAR(64) PRIMARY KEY, owner VARCHAR(32) NOT NULL, filename TEXT NOT NULL,"
+        " purpose VARCHAR(32) NOT NULL, bytes {int} NOT NULL, status VARCHAR(16) NOT NULL, created_at {int} NOT NULL,"
+        " expires_at {int} NOT NULL, keep_s {int}, file_id VARCHAR(64), part_ids TEXT)",
+        "CREATE INDEX uploads_of_owner ON uploads (owner, status)",
+        "CREATE INDEX uploads_expiry ON uploads (expires_at)",
+        "CREATE TABLE upload_parts (id VARCHAR(64) PRIMARY KEY, upload_id VARCHAR(64) NOT NULL, bytes {int} NOT NULL,"
+        " created_at {int} NOT NULL)",
+        "CREATE INDEX upload_parts_of_upload ON upload_parts (upload_id)",
     ),
 )
 """Never change one that has been released; append. `{int}` and `{blob}` are the dialect's words for 64 bits, bytes."""

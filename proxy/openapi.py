@@ -17,7 +17,7 @@ from typing import Any
 
 from starlette.routing import Route
 
-from . import openapi_admin
+from . import openapi_admin, openapi_files
 from .routes import audio, chat, completions, embeddings, rerank, responses, tokenize
 from .routes.health import Health, Ready, ShowMetrics
 from .routes.internal import Reports
@@ -207,6 +207,7 @@ SCHEMAS: dict[str, Json] = {
         }
     ),
     "ReplicaOrder": obj({"command": {"type": "string", "enum": ["run", "drain", "stop"]}, "in_flight": INTEGER}),
+    **openapi_files.SCHEMAS,
     **openapi_admin.SCHEMAS,
 }
 
@@ -238,7 +239,7 @@ class Operation:
     """One method of one path.
 
     path      as the route has it
-    body      the shape of a JSON body; or a multipart form's schema
+    body      the shape of a JSON body, or its schema
     also      what else is asked of its fields, as JSON Schema
     answers   media type -> the name of a schema, of the 200
     example   a body to try
@@ -246,6 +247,7 @@ class Operation:
     query     name -> schema
     error     the schema of errors
     statuses  other answers: status -> (what it means, the name of a schema)
+    form      the schema of a multipart form
     """
 
     method: str
@@ -261,6 +263,7 @@ class Operation:
     query: Mapping[str, Json] = field(default_factory=dict)
     error: str = "Error"
     statuses: Mapping[int, tuple[str, str]] = field(default_factory=dict)
+    form: Json | None = None
 
 
 _HELLO = [{"role": "user", "content": "Hello!"}]
@@ -352,7 +355,7 @@ OPERATIONS = (
     Operation(
         "post", audio.PATH, "Audio", "Write down what is said",
         {JSON: "Transcription", TEXT: None, EVENTS: "Transcription"},
-        _FORM,
+        form=_FORM,
     ),
     Operation(
         "post", tokenize.PATH, "Models", "Show a prompt's or a conversation's tokens, where the engine can",
@@ -372,7 +375,7 @@ OPERATIONS = (
     Operation("get", "/docs", "Service", "This description as a page", {"text/html": None}, errors=(), key=False),
     Operation("post", Reports.path, "Service", "Where replicas report, with tokens of their own",
               {JSON: "ReplicaOrder"}, OBJECT, errors=(400, 401, 408, 413, 415), key=False),
-    *(Operation(**operation) for operation in openapi_admin.OPERATIONS),
+    *(Operation(**operation) for operation in (*openapi_files.OPERATIONS, *openapi_admin.OPERATIONS)),
 )  # fmt: skip
 
 
@@ -436,7 +439,7 @@ def _described(operation: Operation) -> Json:
     ] + [{"name": name, "in": "query", "schema": schema} for name, schema in operation.query.items()]
     if parameters:
         described["parameters"] = parameters
-    if operation.body is not None:
+    if operation.body is not None or operation.form is not None:
         described["requestBody"] = {"required": True, "content": _asked(operation)}
     answered: Json = {}
     if operation.answers:
@@ -453,8 +456,11 @@ def _described(operation: Operation) -> Json:
 
 def _asked(operation: Operation) -> Json:
     if not isinstance(operation.body, Shape):
-        kind = "multipart/form-data" if operation.body is _FORM else JSON
-        return {kind: {"schema": operation.body}}
+        return (
+            {JSON: {"schema": operation.body}}
+            if operation.body
+            else {"multipart/form-data": {"schema": operation.form}}
+        )
     content: Json = {"schema": shaped(operation.body, operation.also)}
     if operation.example is not None:
         content["example"] = operation.example

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from .config import Config
 
-_AT_START = ("state_dir", "server", "database", "launcher", "observability")
+_AT_START = ("state_dir", "server", "database", "launcher", "observability", "files")
 """Sections that are read once: a socket, a database, the jobs' own address."""
 
 

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Engine
@@ -28,6 +29,7 @@ from .config import Config, Model
 from .content import KeepContent
 from .control import Control
 from .dispatch import Dispatcher
+from .files.service import Files
 from .keys import KeyStore
 from .logging import LineWriter, RequestsLog
 from .metrics import Metrics, State
@@ -37,6 +39,7 @@ from .registry import Entry, Registry
 from .routes import audio, chat, completions, embeddings, rerank, tokenize
 from .routes.admin import admin_routes
 from .routes.description import describing
+from .routes.files import file_routes
 from .routes.health import Health, Ready, ShowMetrics
 from .routes.inference import Check, Inference
 from .routes.internal import Reports
@@ -69,6 +72,7 @@ class Shortcut:
 class Serving:
     """Answers requests.
 
+    state_dir       where files are, unless the configuration says otherwise
     places          gives the places of a model that engines answer for
     numbers         gives the metrics of all processes; None where this is the only one
     loopback_only   nothing but this machine can reach it
@@ -80,6 +84,7 @@ class Serving:
         control: Control,
         database: Engine,
         *,
+        state_dir: Path,
         places: Callable[[str], Places],
         metrics: Metrics,
         numbers: Callable[[], Awaitable[State]] | None = None,
@@ -101,6 +106,7 @@ class Serving:
         self.backends: dict[str, Backend] = self._made(config, {})
         self._registry = Registry(self._entries(config))
         self._responses = StoredResponses(database)
+        self._files = Files(database, config.files, state_dir, log)
         bodies = BodyReader(config.server.max_body_mb * 1024 * 1024)
         self._app = self._stack(Dispatcher(self._registry, self._accounting, control.limits), bodies)
         self._tasks: list[asyncio.Task[None]] = []
@@ -149,6 +155,7 @@ class Serving:
             Route(InputItems.path, InputItems(self._responses), methods=["GET"]),
             Route(CreateMessage.path, CreateMessage(dispatcher, bodies, serves), methods=["POST"]),
             Route(CountTokens.path, CountTokens(dispatcher, bodies, serves), methods=["POST"]),
+            *file_routes(self._files, bodies),
             Route(ListModels.path, ListModels(registry), methods=["GET"]),
             Route(ShowModel.path, ShowModel(registry), methods=["GET"]),
             Route(Health.path, Health(), methods=["GET"]),
@@ -182,6 +189,7 @@ class Serving:
         if not self._config.observability.privacy:
             self._log.warning("privacy_off", message="Prompts and answers are written to the log and to traces.")
         self._keys.refresh()
+        await self._files.start()
         self._tasks = [
             asyncio.create_task(self._flush(), name="log writer"),
             asyncio.create_task(self._watch_keys(), name="keys"),
@@ -197,6 +205,7 @@ class Serving:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for backend in self.backends.values():
             await backend.aclose()
+        await self._files.stop()
         await self._accounting.flush()
         if self._tracing is not None:
             await asyncio.to_thread(self._tracing.close)

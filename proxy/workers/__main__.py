@@ -19,6 +19,7 @@ def compose(start: Start, services: Services) -> Serving:
         start.config,
         services.control,
         database_of(start.config, StateDir(start.state_dir)),
+        state_dir=start.state_dir,
         places=lambda name: services.places.of(name, affinity=models[name].affinity),
         metrics=services.metrics,
         numbers=services.control.metrics,

@@ -93,6 +93,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         async with TakesAnything() as engine:
             config = (
                 f"[server]\nmax_body_mb = {LIMIT_MB}\nbody_timeout_s = 2\n"
+                '[files]\nmax_file_bytes = "1G"\n'
                 f'[models.m]\nengine = "vllm"\nurls = ["{engine.url}"]'
             )
             async with serving(config, directory) as gateway:
