@@ -19,7 +19,7 @@ from typing import Any, Protocol
 from .autoscale import Allowance, Clock, Demand, Memory, Supply, decide, restarted
 from .cluster import Cluster, CouldNotAsk, Job, Refused, Submission
 from .failing import retry_at
-from .observing import JobKey, Poll, key_of
+from .observing import COMPLETING, JobKey, Poll, key_of
 from .outlook import outlook
 from .reconcile import Cancel, Facts, Forget, Put, Submit, reconcile
 from .reports import Report, command_for, heard
@@ -238,6 +238,7 @@ class Launcher:
                     self._put(replica)
                     # nobody will tell us of its end but the scheduler
                     self._poll_soon |= replica.status is Status.DRAINING and replica.heard_at is None
+                    self._poll_soon |= replica.note == COMPLETING and not replica.ended
                 case Forget(replica_id):
                     self._forget(replica_id)
                 case _:

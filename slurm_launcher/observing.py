@@ -9,13 +9,19 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from .cluster import Job, JobComment
 from .spec import ModelSpec
-from .states import Failure, Replica, Status, advance
+from .states import Failure, Replica, Status, Target, advance
 
 UNSEEN_LIMIT = 2
 """Answered polls without a job before it counts as gone: one empty squeue answer has deleted live state elsewhere."""
+
+COMPLETING = "COMPLETING"
+
+NOWHERE: dict[str, Any] = {"host": "", "port": 0, "node": "", "running_since": None, "ends_at": None}
+"""What is known of a replica's place when it has none."""
 
 JobKey = tuple[str, str]
 """(cluster, job id): two clusters may give the same id."""
@@ -72,9 +78,17 @@ def observe(replica: Replica, look: Look) -> Replica:
             running_since=replica.running_since or now,
         ).ending_in(job.time_left_s, now)
         return silent(replica, look) if replica.heard_at is None else replica
-    if newer_report and job.state == "COMPLETING":
-        return replica  # its agent is about to say how it ended
+    if job.state == COMPLETING and spoke_lately(replica, look):
+        return replica if newer_report else ends_or_comes_back(replica, now)
     return end(replica, job, now)
+
+
+def ends_or_comes_back(replica: Replica, now: float) -> Replica:
+    """A job whose processes are being killed: for good, or to be queued again. The next answer tells which."""
+    replica = replace(replica, note=COMPLETING)
+    if replica.target is Target.STOP:
+        return replica
+    return advance(replace(replica, **NOWHERE), Status.PENDING, now)
 
 
 def waits(replica: Replica, job: Job, newer_report: bool, now: float) -> Replica:
@@ -88,8 +102,7 @@ def waits(replica: Replica, job: Job, newer_report: bool, now: float) -> Replica
     if replica.status is Status.PENDING:
         return replica
     # Slurm requeued it: the same id, another life, elsewhere
-    replica = replace(replica, host="", port=0, node="", running_since=None, ends_at=None)
-    return advance(replica, Status.PENDING, now)
+    return advance(replace(replica, **NOWHERE), Status.PENDING, now)
 
 
 def find_by_mark(replica: Replica, poll: Poll) -> Job | None:
@@ -102,7 +115,7 @@ def find_by_mark(replica: Replica, poll: Poll) -> Job | None:
 
 def unseen(replica: Replica, look: Look) -> Replica:
     """Not in the answer. Gone only after two answers, and not while its agent still speaks."""
-    if replica.heard_at is not None and look.now - replica.heard_at < 3 * look.heartbeat_s:
+    if spoke_lately(replica, look):
         return replica
     replica = replace(replica, unseen=replica.unseen + 1)
     if replica.unseen < UNSEEN_LIMIT:
@@ -116,6 +129,10 @@ def unseen(replica: Replica, look: Look) -> Replica:
     else:
         gone = Failure("gone", f"Job {replica.job_id} has left the queue, and how it ended is not known.")
     return advance(replica, Status.LOST, look.now, gone)
+
+
+def spoke_lately(replica: Replica, look: Look) -> bool:
+    return replica.heard_at is not None and look.now - replica.heard_at < 3 * look.heartbeat_s
 
 
 def silent(replica: Replica, look: Look) -> Replica:

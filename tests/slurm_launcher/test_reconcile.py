@@ -102,6 +102,26 @@ def test_a_job_that_ended_is_replaced_at_once_if_it_had_served(state: str, statu
     assert submits(actions) == 1
 
 
+def test_a_job_whose_processes_are_being_killed_may_come_back() -> None:
+    """A requeue passes through COMPLETING, and `scontrol requeue` looks like any other end there."""
+    one, two = replica("r1", heard_at=NOW - 1), replica("r2")
+    actions = decide(one, two, poll=poll(job(one, "COMPLETING"), job(two)))
+    between = put(actions, "r1")
+    assert (between.status, between.port, between.note) == (Status.PENDING, 0, "COMPLETING")
+    assert submits(actions) == 0
+    again = put(decide(between, two, poll=poll(job(one, "PENDING", reason="BeginTime"), job(two))), "r1")
+    assert (again.status, again.job_id) == (Status.PENDING, "job-r1")
+    gone = decide(between, two, poll=poll(job(one, "CANCELLED"), job(two)))
+    assert put(gone, "r1").status is Status.STOPPED
+    assert submits(gone) == 1
+
+
+def test_a_job_that_never_comes_to_its_end_is_replaced() -> None:
+    """COMPLETING lasts for hours where a node hangs."""
+    one, two = replica("r1", heard_at=NOW - 16), replica("r2")
+    assert submits(decide(one, two, poll=poll(job(one, "COMPLETING"), job(two)))) == 1
+
+
 def test_a_requeued_job_waits_again_and_is_not_doubled() -> None:
     one, two = replica("r1"), replica("r2")
     actions = decide(one, two, poll=poll(job(one, "PENDING", reason="BeginTime"), job(two)))
