@@ -18,7 +18,7 @@ translate/   /v1/responses and /v1/messages <-> chat, pure; stored_responses.py 
              anthropic_errors.py gives errors of /v1/messages their shape
 metrics/     numbers for Prometheus      tracing.py, spans.py  OpenTelemetry, if wanted     content.py  without privacy
 openapi.py   the published description
-config.py    TOML -> frozen values, all mistakes at once, with their paths
+config/     TOML -> frozen values, all mistakes at once, with their paths
 server.py    uvicorn under uvloop; sockets, signals, the order of starting and stopping
 state.py     the state directory and its lock          database.py  tables, migrations; SQLite or PostgreSQL
 cli.py       serve, models, render, stop; cli_*.py the other commands; terminal.py what they share
