@@ -14,7 +14,7 @@ from backends.sse import error_event
 
 from .record import Record, elapsed_s
 from .replies import send_reply
-from .writer import Exchange
+from .writer import STREAM_HEADERS, Exchange
 
 SILENCE_S = 15.0
 """After this long without an event the client gets a sign of life, so that nothing on the way takes the connection for
@@ -25,11 +25,6 @@ QUIET_CHUNK_EVERY = 4
 and does not count comments."""
 
 _COMMENT = b": keep-alive\n\n"
-_HEADERS = [
-    (b"content-type", b"text/event-stream; charset=utf-8"),
-    (b"cache-control", b"no-cache"),
-    (b"x-accel-buffering", b"no"),  # an nginx in front must not hold events back
-]
 
 
 class EventReply:
@@ -96,9 +91,14 @@ class EventReply:
         send = self._send
         self.headers = stream.headers
         first = await anext(stream, b"")
-        self._record.first_byte_s = elapsed_s(self._record)
-        await self.event(first)
         exchange, record = self._exchange, self._record
+        record.first_byte_s = elapsed_s(record)
+        if exchange is not None and not stream.headers and exchange.begin(record.identity(), first):
+            self._last = self._loop.time()
+            self.begun = True
+            record.status = 200
+        else:
+            await self.event(first)
         record.streamed += len(first)
         if exchange is not None:
             stream.pass_to(exchange.push)
@@ -129,7 +129,7 @@ class EventReply:
 
     async def _begin(self) -> None:
         self.begun = True
-        await self._send({"type": "http.response.start", "status": 200, "headers": [*_HEADERS, *self.headers]})
+        await self._send({"type": "http.response.start", "status": 200, "headers": [*STREAM_HEADERS, *self.headers]})
 
     async def _body(self, data: bytes, *, more: bool) -> None:
         await self._send({"type": "http.response.body", "body": data, "more_body": more})

@@ -2,10 +2,11 @@
 
 uvicorn's own cycle makes an event, a bytearray and a dozen references for each request, looks each header over, and
 writes a reply's head and body separately. This one writes them together, suspends only when the client does not keep
-up, and knows three things that ASGI has no words for:
+up, and knows four things that ASGI has no words for:
 
 whole_body    the body, if all of it has come
 answer        a whole JSON answer, by one template
+begin         a stream's head and first events, by another
 push, push_chunk   a piece of a stream, at once or not at all
 """
 
@@ -29,6 +30,15 @@ _log = logging.getLogger("uvicorn.error")
 
 _JSON_HEAD = (
     b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n%b\r\n%b"  # identity (record.py), body
+)
+STREAM_HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),  # an nginx in front must not hold events back
+]
+_STREAM_HEAD = (
+    b"HTTP/1.1 200 OK\r\n%b%%btransfer-encoding: chunked\r\n\r\n%%x\r\n%%b\r\n"  # identity, length, first events
+    % b"".join(b"%b: %b\r\n" % field for field in STREAM_HEADERS)
 )
 
 
@@ -174,18 +184,31 @@ class Exchange:
 
         identity   header lines that each answer has
         """
-        if (
-            self.response_started
-            or self._old
-            or not self.keep_alive
-            or self.disconnected
-            or self._connection.flow.write_paused
-        ):
+        if not self._is_plain():
             return False
         self.response_started = True
         self.transport.write(_JSON_HEAD % (len(body), identity, body))
         self._complete()
         return True
+
+    def begin(self, identity: bytes, events: bytes) -> bool:
+        """The head of a stream, and its first events, at once. False as above."""
+        if not events or not self._is_plain():
+            return False
+        self.response_started = self._chunked = True
+        self.transport.write(_STREAM_HEAD % (identity, len(events), events))
+        self._open = not self._connection.flow.write_paused
+        return True
+
+    def _is_plain(self) -> bool:
+        """Nothing stands in the way of a template."""
+        return not (
+            self.response_started
+            or self._old
+            or not self.keep_alive
+            or self.disconnected
+            or self._connection.flow.write_paused
+        )
 
     def push(self, data: bytes) -> bool:
         """A piece of a chunked body, at once. False if it cannot be taken now: then it is to be sent and awaited."""
