@@ -9,7 +9,7 @@ from types import TracebackType
 from starlette.types import Send
 
 from backends.base import EventStream, Reply
-from backends.errors import GatewayError, MalformedResponse
+from backends.errors import GatewayError, MalformedResponse, Unavailable
 from backends.sse import error_event
 
 from .record import Record, elapsed_s
@@ -79,6 +79,9 @@ class EventReply:
         self._handle.cancel()
         if self._sign is not None:
             self._sign.cancel()
+        if isinstance(error, asyncio.CancelledError) and self._exchange is not None:
+            # the gateway stops, and will not wait any longer; a client that has gone gets nothing of this
+            self._exchange.push(error_event(Unavailable("The gateway is stopping.", code="gateway_stopping")))
         if not isinstance(error, GatewayError) or not self.begun:
             return False
         self._record.fail(error)

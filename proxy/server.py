@@ -26,6 +26,7 @@ from .keys import KeyStore
 from .logging import configure
 from .protocol import Connection, Patience
 from .state import StateDir
+from .tracing import check_tracing
 from .workers import sockets
 from .workers.gateway import WorkersGateway
 from .workers.lines import configure_shared
@@ -158,6 +159,7 @@ async def _serve(
     gateway_url = config.server.advertise_url or advertised(config, host, port)
     gateway: Gateway | WorkersGateway
     if several:
+        check_tracing(config.observability)  # before five workers have ended of it
         gateway = many = WorkersGateway(
             config,
             state,

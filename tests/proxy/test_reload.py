@@ -168,12 +168,18 @@ async def test_after_sigterm_streams_finish_nobody_new_is_let_in_and_the_status_
         assert (request["status"], request.get("error")) == (200, None)
 
 
-async def test_streams_that_outlast_the_grace_are_ended(tmp_path: Path) -> None:
+async def test_streams_that_outlast_the_grace_are_ended_and_told_why(tmp_path: Path) -> None:
     config = "[server]\nshutdown_grace_s = 1\n"
     async with StopsMidStream() as engine, running(tmp_path, config + model("a", engine.port)) as (process, client):
         async with client.stream("POST", "/v1/chat/completions", json=question("a", stream=True)) as stream:
-            await anext(stream.aiter_lines())
+            lines = stream.aiter_lines()
+            await anext(lines)
             assert await asyncio.to_thread(process.stop) == 0
+            said = []
+            with pytest.raises(httpx.RemoteProtocolError):  # the body has no end, so nobody takes it for whole
+                async for line in lines:
+                    said.append(line)  # noqa: PERF401  # kept, though it breaks off
+        assert "The gateway is stopping." in next(line for line in said if '"error"' in line)
         assert process.events("request")[-1]["error"]
 
 

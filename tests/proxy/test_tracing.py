@@ -22,7 +22,7 @@ from backends.errors import Unavailable
 from proxy.config import ConfigError, Observability
 from proxy.record import Record
 from proxy.spans import Tracing, provider_of_environment
-from proxy.tracing import tracing_of
+from proxy.tracing import check_tracing, tracing_of
 from tests.fakes.chat_engine import USAGE, Answers, DiesMidStream, DiesOnRequests
 from tests.fakes.otlp_collector import Collector
 from tests.in_process import serving
@@ -301,6 +301,8 @@ def test_tracing_without_its_packages_names_the_extra(monkeypatch: pytest.Monkey
     monkeypatch.setitem(sys.modules, "opentelemetry", None)
     with pytest.raises(ConfigError, match=r"observability\.tracing: .*slurmgate\[otel\]"):
         tracing_of(Observability(tracing=True))
+    with pytest.raises(ConfigError, match=r"slurmgate\[otel\]"):
+        check_tracing(Observability(tracing=True))
 
 
 def test_without_tracing_nothing_of_it_is_imported() -> None:
