@@ -1,7 +1,8 @@
 """Files and uploads: bytes on disk, rows in the database. What batches read and write is here, too.
 
 routes/files.py, routes/uploads.py      HTTP on one side
-   --> service.Files      what endpoints and batches ask: each verb whole, off the event loop
+   --> service.Files      what endpoints and batches ask: each verb whole      assembly.Uploads   files in parts
+     --> workshop.py      threads, room, bytes on their way: off the event loop
         --> form.py       a multipart form, read piece by piece, its file straight to disk      body.py  those pieces
         --> disk.py       bytes: written aside, synced, put in place whole; read; removed
         --> store.py      rows of files: whose, until when; the quota's last word

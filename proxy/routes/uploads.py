@@ -26,7 +26,7 @@ class CreateUpload:
         record = record_of(scope)
         record.endpoint = self.path
         given = parse_object(await self._bodies.read(receive))
-        upload = await self._files.create_upload(owner_of(record.principal), given)
+        upload = await self._files.uploads.create(owner_of(record.principal), given)
         await send_json(send, upload.card())
 
 
@@ -43,7 +43,7 @@ class AddPart:
         record.endpoint = self.path
         kind = forms.content_type(scope["headers"])
         upload_id = scope["path_params"]["id"]
-        part = await self._files.add_part(owner_of(record.principal), upload_id, kind, Body(scope, receive))
+        part = await self._files.uploads.add_part(owner_of(record.principal), upload_id, kind, Body(scope, receive))
         await send_json(send, part.card())
 
 
@@ -59,7 +59,7 @@ class CompleteUpload:
         record.endpoint = self.path
         given = parse_object(await self._bodies.read(receive))
         async with while_connected(scope):
-            upload = await self._files.complete(owner_of(record.principal), scope["path_params"]["id"], given)
+            upload = await self._files.uploads.complete(owner_of(record.principal), scope["path_params"]["id"], given)
         await send_json(send, upload.card())
 
 
@@ -72,7 +72,7 @@ class CancelUpload:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         record = record_of(scope)
         record.endpoint = self.path
-        upload = await self._files.cancel(owner_of(record.principal), scope["path_params"]["id"])
+        upload = await self._files.uploads.cancel(owner_of(record.principal), scope["path_params"]["id"])
         await send_json(send, upload.card())
 
 

@@ -367,7 +367,7 @@ async def test_many_at_once_get_no_more_than_the_quota_together(tmp_path: Path) 
 
 async def test_nothing_is_taken_that_would_leave_less_free_than_is_to_stay(tmp_path: Path) -> None:
     async with serving(tmp_path) as served, http_of(served) as http:
-        files_of(served)._room._free = lambda: 1_000_000
+        files_of(served)._shop.room._free = lambda: 1_000_000
         body, kind = form({"purpose": "user_data"}, ("b", bytes(1_100_000)))
         assert failed(await http.post("/files", content=body, headers={"content-type": kind}))[0] == 507
         assert left_on_disk(files_of(served)) == {}
@@ -399,7 +399,7 @@ async def test_a_client_that_leaves_in_the_middle_leaves_nothing(tmp_path: Path)
         writer.close()
         await until(lambda: not left_on_disk(files))
         await until(lambda: '"error":"client_disconnected"' in served.log_text().replace(" ", ""))
-        assert files._room._promises == set()
+        assert files._shop.room._promises == set()
 
 
 async def test_a_large_file_may_take_longer_than_a_small_request_as_long_as_it_comes_on(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 from backends.errors import NotFound
 from proxy import database as db
 from proxy.config import ConfigError, parse
-from proxy.files import service
+from proxy.files import assembly
 from proxy.files.disk import Incoming
 from proxy.files.errors import InsufficientStorage, disk_errors
 from proxy.stored_responses import StorageFailed
@@ -58,7 +58,7 @@ async def test_a_disk_that_hangs_keeps_nobody_else_waiting(tmp_path: Path, monke
 async def test_who_leaves_while_an_upload_is_completed_leaves_it_as_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(service, "COPY_AT_ONCE_BYTES", 2)
+    monkeypatch.setattr(assembly, "COPY_AT_ONCE_BYTES", 2)
     async with serving(tmp_path) as served, client_of(served) as openai:
         upload = await openai.uploads.create(filename="x", purpose="evals", bytes=10, mime_type="text/plain")
         part = await openai.uploads.parts.create(upload.id, data=b"0123456789")
@@ -70,7 +70,7 @@ async def test_who_leaves_while_an_upload_is_completed_leaves_it_as_it_was(
             await asyncio.gather(completing, return_exceptions=True)
             stuck.let_go.set()
             await until(lambda: left_on_disk(files_of(served)) == {part.id: 10})
-        assert files_of(served)._room._promises == set()
+        assert files_of(served)._shop.room._promises == set()
         assert (await openai.uploads.complete(upload.id, part_ids=[part.id])).status == "completed"
 
 

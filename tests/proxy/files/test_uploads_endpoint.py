@@ -122,7 +122,7 @@ async def test_an_upload_past_its_time_takes_nothing_more_and_is_swept(tmp_path:
         upload = await openai.uploads.create(**UPLOAD)
         made = await parts_of(openai, upload.id, b"12345", b"6789")
         files = files_of(served)
-        files.uploads._now = lambda: upload.expires_at
+        files.uploads.store._now = lambda: upload.expires_at
         url = f"/uploads/{upload.id}"
         for answer in (
             await http.post(f"{url}/parts", files={"data": b"x"}),
