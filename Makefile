@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: serve test lint bench lock clients slurm-install postgres-install runtimes-install runtimes-install slurm-up slurm-down clean
+.PHONY: serve test lint bench bench-slurm lock clients slurm-install postgres-install runtimes-install slurm-up slurm-down clean
 
 serve: $(READY)
 	$(BIN)/slurmgate serve --port $(PORT) $(if $(STATE_DIR),--state-dir $(STATE_DIR))
@@ -22,6 +22,12 @@ lint: $(READY)
 bench: $(READY)
 	bench/install_peers.sh
 	$(BIN)/python -m bench --all
+
+# the figures that need a real Slurm on this machine: root, 12 minutes
+bench-slurm: $(READY) slurm-install
+	$(BIN)/python -m bench.reconcile
+	$(BIN)/python -m bench.cold_start
+	$(BIN)/python -m bench.rolling
 
 # the lock is made for Python 3.11 to 3.13 at once; needs uv
 lock:
