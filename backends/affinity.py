@@ -16,8 +16,8 @@ PREFIX_CHARS = 512
 
 
 def affinity_of(call: Call) -> int:
-    """The hash of the call's long prefix, the same in every process; 0 for none."""
-    if len(call.raw) < PREFIX_CHARS:
+    """The hash of the call's long prefix, the same in every process; 0 for none, or where it shall go elsewhere."""
+    if len(call.raw) < PREFIX_CHARS or call.spread:
         return 0
     body = call.body
     messages = body.get("messages")

@@ -54,6 +54,8 @@ class Call:
     deadline    when nobody will wait for the answer any more, in time.monotonic() seconds; None if nobody said
     notes       where to tell what it went through; None: nobody wants to know
     headers     more header lines for the engine, each with its line end
+    depth       0 for a client's own; 1 for one that a deliberation makes (tribunal/), which must not lead to another
+    spread      the same is being asked elsewhere already: another replica is wanted, whatever prefixes it shares
     """
 
     id: str
@@ -68,6 +70,8 @@ class Call:
     deadline: float | None = None
     notes: Notes | None = None
     headers: bytes = b""
+    depth: int = 0
+    spread: bool = False
 
     def with_body(self, body: dict[str, Any], path: str | None = None) -> Call:
         """The same call with another JSON body, and at another path of the engine if given."""
@@ -183,6 +187,9 @@ class Launcher(Protocol):
 
     async def changed(self, model: str) -> None:
         """Return when the endpoints or the outlook of the model have changed. Cancelling it is safe."""
+
+    def identity(self, model: str, replica_id: str, *, ours: bool) -> None:
+        """Somebody else answers at this replica's address, or (`ours`) its engine has been proven by its key again."""
 
     def outlook(self, model: str) -> tuple[str, float | None]:
         """Why nothing is ready, in one sentence for the user, and in how many seconds another try makes sense.

@@ -6,8 +6,9 @@
     half-open  --the probe failed-----------> open        for longer than before
     any        --a request was served-------> closed      and all is forgiven
 
-How often is often enough depends on what went wrong. A refused connection or a time-out is enough by itself; an engine
-that died on a request may have died of that request; an error of the engine's own may be that request's fault.
+How often is often enough depends on what went wrong. A refused connection, a time-out or somebody else's answer is
+enough by itself; an engine that died on a request may have died of that request; an error of the engine's own may be
+that request's fault.
 """
 
 from __future__ import annotations
@@ -23,7 +24,13 @@ LONGEST_S = 60.0
 JITTER = 0.2
 """Cool-downs differ by up to this share, so that gateways do not probe in step."""
 
-ENOUGH = {Outcome.UNREACHABLE: 1, Outcome.TIMED_OUT: 1, Outcome.BROKE_OFF: 3, Outcome.FAILED: 5}
+ENOUGH = {
+    Outcome.UNREACHABLE: 1,
+    Outcome.STRANGER: 1,
+    Outcome.TIMED_OUT: 1,
+    Outcome.BROKE_OFF: 3,
+    Outcome.FAILED: 5,
+}
 """Failures in a row after which an outcome opens the breaker. What is not here is no failure."""
 
 _FRAIL = max(ENOUGH.values()) - 1

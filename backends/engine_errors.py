@@ -19,7 +19,7 @@ from typing import Any
 
 import orjson
 
-from .errors import EngineRefused, GatewayError, Unavailable
+from .errors import EngineRefused, GatewayError, NotTheEngine, Unavailable
 
 MESSAGE_CHARS = 1000
 RETRY_AFTER_LIMIT_S = 120.0
@@ -71,6 +71,10 @@ _USUAL_CODE = {
     429: "rate_limit_exceeded",
     501: "not_supported",  # llama.cpp, for embeddings of a model that was not started for them
 }
+_KEY_REFUSED = (401, 403)
+_A_PROXYS_PAGE = (408, 413, 429, 500, 502, 503, 504)
+"""What a proxy before an engine (nginx, Apache, HAProxy) says in HTML, or a framework of a failure inside."""
+
 _NO_ROUTE = ("", "Not Found", "Method Not Allowed", "File Not Found")
 
 
@@ -93,10 +97,8 @@ def engine_error(status: int, body: bytes, retry_after: bytes | None = None) -> 
         closed = Unavailable(message or _UNSAID[503], retry_after_s=_seconds(retry_after, 5.0))
         closed.quotes = bool(message)
         return closed
-    if status in (401, 403):
-        # the engine knows no client: it is the gateway's own key that it refuses
-        message = "The engine refused the gateway's own key."
-        return EngineRefused(message, status=502, type="server_error", code="engine_authentication_failed")
+    if status in _KEY_REFUSED:
+        return not_the_engine(status)
     if status in (424, *range(500, 600)) and status != 501:
         return EngineRefused(
             message or "The engine failed to answer.",
@@ -105,6 +107,31 @@ def engine_error(status: int, body: bytes, retry_after: bytes | None = None) -> 
             code=code or "engine_error",
         )
     return _callers_error(status, message, code, fields)
+
+
+def is_no_engines(status: int, content_type: bytes) -> bool:
+    """Whether no engine answers a request so: with a redirection, or with a page that no proxy before it would make."""
+    if 300 <= status < 400:
+        return True
+    return content_type[:9].lower() == b"text/html" and status not in _A_PROXYS_PAGE
+
+
+def is_strangers(status: int, content_type: bytes) -> bool:
+    """Whether it is not our engine that answers: it refuses our key, or is no engine."""
+    return status in _KEY_REFUSED or is_no_engines(status, content_type)
+
+
+def not_the_engine(status: int) -> NotTheEngine:
+    """... as an error. The engine knows no client: it is the gateway's own key that it refuses."""
+    detail = f"status {status}"
+    if status in _KEY_REFUSED:
+        message = "The engine refused the gateway's own key."
+        return NotTheEngine(message, detail=detail, code="engine_authentication_failed")
+    return no_engine(detail)
+
+
+def no_engine(detail: str) -> NotTheEngine:
+    return NotTheEngine("What answers at the engine's address is no engine.", detail=detail)
 
 
 def _callers_error(status: int, message: str, code: str | None, fields: dict[str, Any]) -> EngineRefused:

@@ -13,6 +13,7 @@
     |-- EngineRefused             the engine's own error, its status and message kept
     `-- TransportError            502  something between us and the engine
         |-- ConnectFailed         502  nothing was sent: another replica may be tried
+        |-- NotTheEngine          502  somebody else has answered at its address: so may it here
         |-- Disconnected          502  the engine closed before its answer was whole
         |-- EngineTimeout         504  `phase` says which: first byte, idle
         `-- MalformedResponse     502  not HTTP, or over our limits
@@ -158,6 +159,18 @@ class TransportError(GatewayError):
 
 class ConnectFailed(TransportError):
     code = "engine_unreachable"
+
+
+class NotTheEngine(TransportError):
+    """What answers at a replica's address refuses the key that its engine has been given, or is no engine: the port may
+    be another's by now. It has done no work."""
+
+    code = "not_the_engine"
+
+    def __init__(self, message: str, *, detail: str = "", code: str | None = None) -> None:
+        super().__init__(message, detail=detail)
+        if code is not None:
+            self.code = code
 
 
 class Disconnected(TransportError):

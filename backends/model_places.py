@@ -21,7 +21,7 @@ from types import MappingProxyType
 from .affinity import affinity_of
 from .base import Call, Endpoint, Launcher
 from .breaker import State
-from .health import Health, answers
+from .health import Health, is_ours
 from .model_queue import ModelQueue, OnWait
 from .places import Outcome, Priority, Seat, Want
 from .replica_set import Replica, ReplicaSet, Rules
@@ -92,7 +92,7 @@ class ModelPlaces:
     launcher   where its replicas come from
     engine     its family, for what it takes at once where nobody says (admission.py)
     on_wait    is told of each wait in the queue that has ended
-    health     asks a replica that is out of rotation whether it is well again
+    health     asks a replica that is out of rotation whether it is well again; None: by its key (health.py)
     clock      the event loop's seconds
     """
 
@@ -104,7 +104,7 @@ class ModelPlaces:
         engine: str = "",
         rules: Rules | None = None,
         on_wait: OnWait | None = None,
-        health: Health = answers,
+        health: Health | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.model = model
@@ -114,7 +114,7 @@ class ModelPlaces:
             launcher,
             engine=engine,
             rules=rules or Rules(),
-            health=health,
+            health=health or is_ours(engine),
             on_change=self._changed,
             clock=clock,
         )

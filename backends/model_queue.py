@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from .errors import QueueFull, Unavailable
+from .errors import GatewayError, NotTheEngine, QueueFull, Unavailable
 from .places import Outcome, Priority, Seat, Want
 from .replica_set import Replica, ReplicaSet
 from .waiting_line import WaitingLine
@@ -71,8 +71,9 @@ class ModelQueue:
         if replicas.is_cold(want.avoid):
             replicas.launcher.need(self._model)
             why, retry_after_s = replicas.launcher.outlook(self._model)
+            replicas.ask_strangers(self._clock())
             if retry_after_s is not None:
-                raise Unavailable(why, retry_after_s=retry_after_s)
+                raise self._cold(why, retry_after_s)
         if len(self.line) >= replicas.rules.queue_size and not want.avoid:
             # who has been let in once is not refused for that: it comes back from a replica that failed it
             now = self._clock()
@@ -126,6 +127,8 @@ class ModelQueue:
         if not self.line:
             return
         self.move_up()
+        if self._replicas.are_strangers():
+            self._send_away()
         for waiter in tuple(self.line):
             self._set_timer(waiter)
 
@@ -154,16 +157,22 @@ class ModelQueue:
             await replicas.launcher.changed(self._model)
             replicas.refresh()
             self.move_up()
-            cold = [waiter for waiter in self.line if replicas.is_cold(waiter.want.avoid)]
-            if not cold:
-                continue
-            why, retry_after_s = replicas.launcher.outlook(self._model)
-            if retry_after_s is not None:
-                for waiter in cold:
-                    self._refuse(waiter, Unavailable(why, retry_after_s=retry_after_s))
+            self._send_away()
+
+    def _send_away(self) -> None:
+        """Those for whom there is no replica, where waiting does not help."""
+        replicas = self._replicas
+        cold = [waiter for waiter in self.line if replicas.is_cold(waiter.want.avoid)]
+        if not cold:
+            return
+        why, retry_after_s = replicas.launcher.outlook(self._model)
+        if retry_after_s is not None:
+            for waiter in cold:
+                self._refuse(waiter, self._cold(why, retry_after_s))
 
     def _look_again(self, now: float) -> None:
         """When time alone will have given a replica back: nothing else may happen until then."""
+        self._replicas.ask_strangers(now)
         if self._cool is not None:
             self._cool.cancel()
             self._cool = None
@@ -201,7 +210,17 @@ class ModelQueue:
             self.late += 1
             self._refuse(waiter, self._too_late(waiter, now, cold=cold, deadline=at < end))
 
-    def _refuse(self, waiter: Waiter, error: Unavailable) -> None:
+    def _cold(self, why: str, retry_after_s: float) -> GatewayError:
+        if not self._replicas.are_strangers():
+            return Unavailable(why, retry_after_s=retry_after_s)
+        error = NotTheEngine(
+            f"What answers for {self._model} is not its engine: it refused the gateway's own key, or is no engine.",
+            code="engine_authentication_failed",
+        )
+        error.retry_after_s = retry_after_s
+        return error
+
+    def _refuse(self, waiter: Waiter, error: GatewayError) -> None:
         if not waiter.seat.done():
             self.line.remove(waiter)
             waiter.seat.set_exception(error)

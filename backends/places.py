@@ -32,6 +32,8 @@ class Outcome(Enum):
     """An answer came, the client's mistakes included."""
     UNREACHABLE = "unreachable"
     """No connection: refused, or not in time."""
+    STRANGER = "stranger"
+    """Somebody else answers at its address: our key is refused, or it is no engine."""
     TIMED_OUT = "timed_out"
     """No first byte, or silence in the middle."""
     BROKE_OFF = "broke_off"

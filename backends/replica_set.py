@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from .admission import Limit, admitted
 from .base import Endpoint, Launcher
 from .breaker import Breaker, State
+from .errors import NotTheEngine
 from .health import Health
 from .places import Outcome, Want
 from .routing import least_loaded, ranking, seed_of, within_bounds
@@ -56,6 +57,7 @@ class Replica:
         "breaker",
         "dies_at",
         "endpoint",
+        "estranged",
         "in_flight",
         "is_calm",
         "limit",
@@ -82,17 +84,25 @@ class Replica:
         self.told = told
         self.rest_s = 0.0
         self.rests_until = 0.0
+        """For ever while it is estranged."""
+        self.estranged = False
+        """Somebody else has answered at its address, and it has not been proven by its key since. It gets no request,
+        not even where there is no other replica: prompts are not sent to strangers."""
 
     def has_room(self, now: float) -> bool:
         return self.in_flight < self.limit.now and self.rests_until <= now
 
     def free_again_at(self, now: float) -> float | None:
-        """When time alone gives it back to rotation; None where it does not."""
+        """When time alone gives it back to rotation, or lets it be asked; None where it does not."""
+        if self.estranged:
+            return self.breaker.until if self.breaker.state is State.OPEN and self.breaker.until > now else None
         at = max(self.rests_until, self.breaker.until if self.breaker.state is State.OPEN else 0.0)
         return at if at > now else None
 
     def heard(self, outcome: Outcome, begun: float, now: float) -> None:
         """A request that had its seat since `begun` has ended; it is no longer in flight."""
+        if self.estranged:
+            return  # whatever it says of itself: its key is to prove it
         if outcome is Outcome.SERVED:
             self.rest_s = 0.0
             if self.limit.now < self.limit.ceiling:
@@ -105,7 +115,18 @@ class Replica:
             self.rests_until = now + self.rest_s
         else:
             self.breaker.heard(outcome, now)
+            if outcome is Outcome.STRANGER:
+                self.estrange()
         self.is_calm = self.breaker.calm and not self.rest_s and self.limit.now >= self.limit.ceiling
+
+    def estrange(self) -> None:
+        self.estranged = True
+        self.rests_until = math.inf
+
+    def proven(self) -> None:
+        """By its key."""
+        self.estranged = False
+        self.rests_until = 0.0
 
 
 class ReplicaSet:
@@ -154,6 +175,8 @@ class ReplicaSet:
         replicas = self.replicas
         if len(replicas) == 1 and not avoid:
             replica = replicas[0]  # whatever its breaker says: there is no other
+            if replica.estranged:
+                self.ask_strangers(now)
             return replica if replica.in_flight < replica.limit.now and replica.rests_until <= now else None
         if not avoid and (self._soonest == math.inf or self._soonest > now + self.expected_s()) and self._is_calm():
             return self._find_in_calm(affinity)
@@ -229,8 +252,16 @@ class ReplicaSet:
         return self.find(want.affinity if self.rules.affinity else 0, want.avoid, now)
 
     def is_cold(self, avoid: frozenset[str]) -> bool:
-        """There is no replica, or none but those that have failed this request and are out of rotation."""
-        return all(r.replica_id in avoid and r.breaker.state is not State.CLOSED for r in self.replicas)
+        """No replica, or none but strangers and those that are out of rotation and have failed this request."""
+        return all(
+            r.breaker.state is not State.CLOSED
+            and (r.replica_id in avoid or (r.estranged and r.breaker.state is State.OPEN))  # half-open: it may be ours
+            for r in self.replicas
+        )
+
+    def are_strangers(self) -> bool:
+        """There are replicas, and somebody else answers at each one's address."""
+        return bool(self.replicas) and all(replica.estranged for replica in self.replicas)
 
     def has_room(self, now: float) -> bool:
         return any(replica.has_room(now) for replica in self.replicas)
@@ -269,8 +300,8 @@ class ReplicaSet:
         self.replicas = []
         for endpoint in endpoints:
             replica = known.get(endpoint.replica_id)
-            if replica is None or (replica.endpoint.host, replica.endpoint.port) != (endpoint.host, endpoint.port):
-                # new, or elsewhere: Slurm has requeued its job
+            if replica is None or where(replica.endpoint) != where(endpoint):
+                # new, or elsewhere: Slurm has requeued its job; or another key is configured
                 told = self._told.get(endpoint.replica_id) if replica is None else None
                 replica = Replica(endpoint, self._ceiling(endpoint, told), told)
             else:
@@ -323,7 +354,12 @@ class ReplicaSet:
         """A request on it has ended."""
         replica.in_flight -= 1
         now = self._clock()
+        known = replica.estranged
         replica.heard(outcome, begun, now)
+        if replica.estranged and not known and replica in self.replicas:
+            self.launcher.identity(self._model, replica.replica_id, ours=False)
+            if replica.breaker.state is State.OPEN:
+                self._probe(replica)  # at once: it may have been this one request that somebody on the way refused
         if outcome is Outcome.SERVED or outcome is Outcome.ABANDONED:
             self.rate.served(now - begun)
         if self.leaving:
@@ -332,6 +368,12 @@ class ReplicaSet:
             self.leaving = [other for other in self.leaving if other.in_flight]
 
     # -- those out of rotation ----------------------------------------------------------------------------------------
+
+    def ask_strangers(self, now: float) -> None:
+        """... those who wait, that no request is ever sent to, and so would not be asked either."""
+        for replica in self.replicas:
+            if replica.estranged and replica.breaker.may_be_probed(now):
+                self._probe(replica)
 
     def _probe(self, replica: Replica) -> None:
         """Ask a replica whether it is well again, so that no request has to try."""
@@ -344,12 +386,25 @@ class ReplicaSet:
         alive = False
         try:
             alive = await self._health(replica.endpoint)
+        except NotTheEngine:
+            if not replica.estranged and replica in self.replicas:  # it had been out of rotation for another reason
+                replica.estrange()
+                self.launcher.identity(self._model, replica.replica_id, ours=False)
         finally:  # what could not be asked does not count as alive, and is asked again later
             replica.breaker.probed(self._clock(), alive=alive)
             replica.is_calm = False
+            if alive and replica.estranged:
+                replica.proven()
+                if replica in self.replicas:
+                    self.launcher.identity(self._model, replica.replica_id, ours=True)
         self._on_change()
 
     def close(self) -> None:
         """Nobody is probed any more."""
         for probe in self._probes:
             probe.cancel()
+
+
+def where(endpoint: Endpoint) -> tuple[str, int, str]:
+    """What makes an endpoint another engine."""
+    return endpoint.host, endpoint.port, endpoint.api_key

@@ -20,8 +20,16 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception
 
 from .base import Call, EventStream, Reply
 from .dialects.seam import PLAIN, Dialect, ReplyRepair, unsupported_endpoint
-from .engine_errors import engine_error
-from .errors import ConnectFailed, Disconnected, EngineTimeout, GatewayError, MalformedResponse, Unavailable
+from .engine_errors import engine_error, is_strangers, no_engine, not_the_engine
+from .errors import (
+    ConnectFailed,
+    Disconnected,
+    EngineTimeout,
+    GatewayError,
+    MalformedResponse,
+    NotTheEngine,
+    Unavailable,
+)
 from .origins import Origin, Origins
 from .places import Outcome, Places, Seat
 from .retries import Retries, is_overload
@@ -159,15 +167,22 @@ class ReplicaBackend:
                 sent.content_type,
                 call.id.encode(),
             )
-            response = await origin.pool.request(b"POST", sent.path.encode(), headers, body)
+            try:
+                response = await origin.pool.request(b"POST", sent.path.encode(), headers, body)
+            except MalformedResponse as garbled:  # before its head: an engine may break off, but it speaks HTTP
+                raise no_engine(garbled.detail) from None
             origin.heard += 1
             status = response.status
-            if call.stream and status == 200 and b"event-stream" in response.content_type:
+            content_type = response.content_type
+            if call.stream and status == 200 and b"event-stream" in content_type:
                 repair = None if dialect.repair_chunks is None else dialect.repair_chunks(call)
                 events = EventFilter(forward_usage=shows_usage, repair=repair)
                 stream = EngineStream(origin, seat, response, events)
                 handed_over = True
                 return stream
+            if (status >= 300 or content_type[:5] == b"text/") and is_strangers(status, content_type):
+                response.close()  # a stranger's body may have no end
+                raise not_the_engine(status)
             answer = await response.read()
             if status >= 300:
                 error = engine_error(status, answer, response.header(b"retry-after"))
@@ -179,7 +194,7 @@ class ReplicaBackend:
             if usage is not None:
                 tokens = usage.prompt_tokens + usage.completion_tokens
             outcome = Outcome.SERVED
-            return Reply(status, response.content_type, answer, usage, origin.endpoint.replica_id)
+            return Reply(status, content_type, answer, usage, origin.endpoint.replica_id)
         except GatewayError as error:
             if outcome is Outcome.ABANDONED:
                 outcome = outcome_of(error)
@@ -221,6 +236,8 @@ def outcome_of(error: GatewayError) -> Outcome:
     match error:
         case ConnectFailed():
             return Outcome.UNREACHABLE
+        case NotTheEngine():
+            return Outcome.STRANGER
         case EngineTimeout():
             return Outcome.TIMED_OUT
         case Disconnected():
@@ -229,9 +246,8 @@ def outcome_of(error: GatewayError) -> Outcome:
 
 
 def outcome_of_status(status: int) -> Outcome:
-    """... and what an engine's own error does: 424 is TGI's for a generation that failed, and a key that is refused is
-    ours."""
-    return Outcome.FAILED if status >= 500 or status in (401, 403, 424) else Outcome.SERVED
+    """... and what an engine's own error does: 424 is TGI's for a generation that failed."""
+    return Outcome.FAILED if status >= 500 or status == 424 else Outcome.SERVED
 
 
 def too_long(phase: str) -> EngineTimeout:

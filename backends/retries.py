@@ -3,6 +3,7 @@
 | what happened                                    | tried again                                     | from the budget |
 |--------------------------------------------------|-------------------------------------------------|-----------------|
 | no connection                                    | at every other replica: it has cost them nothing | no             |
+| somebody else answers there                      | at every other one, and never there again       | no              |
 | closed, or silent for too long, without one byte | once: the request itself may be the cause        | yes            |
 | the engine has no room: 429, 503                 | `OVERLOADS` times, where there is room or will be | yes           |
 | anything else                                    | never                                           |                 |
@@ -10,7 +11,7 @@
 
 from __future__ import annotations
 
-from .errors import ConnectFailed, Disconnected, EngineRefused, EngineTimeout, GatewayError, Unavailable
+from .errors import ConnectFailed, Disconnected, EngineRefused, EngineTimeout, GatewayError, NotTheEngine, Unavailable
 from .retry_budget import RetryBudget
 
 RESENDS = 1
@@ -61,6 +62,8 @@ class Retries:
         match error:
             case ConnectFailed():
                 return self._comebacks < COMEBACKS
+            case NotTheEngine():
+                return not self._comebacks
             case Disconnected() | EngineTimeout():
                 return self._may_be_resent(error, now)
         if is_overload(error) and self._overloads < OVERLOADS and self._budget.retry(now):

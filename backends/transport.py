@@ -115,9 +115,10 @@ class Pool:
             len(body),
         )
         reused = bool(self._idle)
+        error: TransportError | None = None
         while True:
             # the last one in is the first one out: it is the warmest, and the others get old enough to be closed
-            connection = self._idle.pop() if reused else await self._connect()
+            connection = self._idle.pop() if reused else await self._connect_after(error)
             response = Response(connection, self.limits.body_bytes)
             connection.send(response, head, body)
             if response.connection is not None:
@@ -179,6 +180,16 @@ class Pool:
             if self._timer is None:
                 self._timer = connection.loop.call_later(self._interval_s, self._sweep, connection.loop)
         return connection
+
+    async def _connect_after(self, failure: TransportError | None) -> Connection:
+        """A connection for a request that may have been sent in vain (`failure`). If nobody listens any more, then that
+        is what the request has come to: the engine took it, and may have died of it."""
+        try:
+            return await self._connect()
+        except ConnectFailed:
+            if failure is not None:
+                raise failure from None
+            raise
 
     def _new_connection(self) -> Connection:
         return Connection(self, asyncio.get_running_loop())

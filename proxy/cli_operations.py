@@ -75,7 +75,7 @@ def status(
 
     console = Console(width=None if sys.stdout.isatty() else 240, markup=False, highlight=False)
     if not watch:
-        for part in tables(overview(config_file, state_dir, state), {}):
+        for part in tables(overview(config_file, state_dir, state), None):
             console.print(part)
         return
     speed = Speed(state)
@@ -112,15 +112,19 @@ def overview(config_file: Path | None, state_dir: Path | None, state: StateDir) 
     return {
         "gateway": gateway,
         "object": "overview",
+        "troubles": [],
         "models": [],
         "replicas": [replica_card(r, now) for r in replicas],
     }
 
 
-def tables(seen: Json, speeds: dict[str, float]) -> Iterator[Table | str]:
+def tables(seen: Json, speeds: dict[str, float] | None) -> Iterator[Table | str]:
+    """`speeds`: completion tokens a second of each model; None where nobody has looked twice."""
     gateway = seen["gateway"]
     runs = f"running, process {gateway['pid']}" if gateway["running"] else "not running"
     yield f"gateway: {runs} ({gateway['state_dir']})"
+    for trouble in seen["troubles"]:
+        yield f"trouble: {trouble}"
     if seen["models"]:
         yield _models(seen, speeds)
     if not seen["replicas"]:
@@ -129,7 +133,7 @@ def tables(seen: Json, speeds: dict[str, float]) -> Iterator[Table | str]:
     yield _replicas(seen)
 
 
-def _models(seen: Json, speeds: dict[str, float]) -> Table:
+def _models(seen: Json, speeds: dict[str, float] | None) -> Table:
     from rich.table import Table
 
     load: defaultdict[str, int] = defaultdict(int)
@@ -138,14 +142,14 @@ def _models(seen: Json, speeds: dict[str, float]) -> Table:
     table = Table(box=None, pad_edge=False)
     for title in ("model", "state"):
         table.add_column(title, overflow="fold")
-    for title in ("replicas", "in flight", "queue", *(["tokens/s"] if speeds else [])):
+    for title in ("replicas", "in flight", "queue", *(["tokens/s"] if speeds is not None else [])):
         table.add_column(title, justify="right")
     table.add_column("why", overflow="fold")
     for model in seen["models"]:
         name = model["model"]
         replicas = "-" if model["wanted"] is None else f"{model['ready']} of {model['wanted']}"
         numbers = [replicas, str(load[name]), str(model["waiting"])]
-        if speeds:
+        if speeds is not None:
             numbers.append(f"{speeds.get(name, 0.0):.0f}")
         table.add_row(name, model["state"], *numbers, model["why"])
     return table
@@ -185,20 +189,23 @@ class Speed:
     def __init__(self, state: StateDir) -> None:
         self._state = state
         self._at = 0.0
-        self._tokens: dict[str, float] = {}
+        self._tokens: dict[str, float] | None = None
 
-    def now(self) -> dict[str, float]:
-        """{} at the first look, and while no gateway runs."""
+    def now(self) -> dict[str, float] | None:
+        """None at the first look, and while no gateway runs."""
         from .operator_socket import NotRunning, OperatorError, text
 
         try:
             found = self._LINE.findall(text(self._state.operator_socket, "/metrics"))
         except (NotRunning, OperatorError):
-            return {}
+            self._tokens = None
+            return None
         tokens, at = {model: float(count) for model, count in found}, time.monotonic()
         before, elapsed = self._tokens, at - self._at
         self._tokens, self._at = tokens, at
-        return {m: (n - before.get(m, 0.0)) / elapsed for m, n in tokens.items()} if before else {}
+        if before is None:
+            return None
+        return {m: (n - before.get(m, 0.0)) / elapsed for m, n in tokens.items()}
 
 
 # -- logs ------------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from functools import partial
 from types import TracebackType
 
 from starlette.types import Send
@@ -91,31 +92,45 @@ class EventReply:
 
     async def relay(self, stream: EventStream) -> None:
         """All of a stream. Before its first event an error is still an HTTP error."""
-        send = self._send
+        send, record, exchange = self._send, self._record, self._exchange
         self.headers = stream.headers
-        first = await anext(stream, b"")
-        exchange, record = self._exchange, self._record
-        record.first_byte_s = elapsed_s(record)
-        if exchange is not None and not stream.headers and exchange.begin(record.identity(), first):
-            self._last = self._loop.time()
-            self.begun = True
-            record.status = 200
-        else:
-            await self.event(first)
-        record.streamed += len(first)
         if exchange is not None:
-            stream.pass_to(exchange.push)
+            stream.pass_to(exchange.push if stream.headers else partial(self._open, stream, exchange))
             stream.pass_chunks_to(exchange.push_chunk)
         time = self._loop.time
         try:
             async for events in stream:
-                self._last = time()
+                if record.first_byte_s is None:
+                    record.first_byte_s = elapsed_s(record)
                 record.streamed += len(events)
-                await send({"type": "http.response.body", "body": events, "more_body": True})
+                if self.begun:
+                    self._last = time()
+                    await send({"type": "http.response.body", "body": events, "more_body": True})
+                else:
+                    await self.event(events)
         finally:
             if exchange is not None:
                 record.streamed += exchange.streamed
+        if not self.begun:
+            await self._begin()
         await self._body(b"", more=False)
+
+    def _open(self, stream: EventStream, exchange: Exchange, events: bytes) -> bool:
+        """Takes the first events as they arrive, the head with them: of 128 streams that begin at once each then waits
+        for no more of the others' tasks than it must."""
+        record = self._record
+        if record.first_byte_s is None:
+            record.first_byte_s = elapsed_s(record)
+        if self.begun:  # by a sign of life
+            if not exchange.push(events):
+                return False
+        else:
+            if not exchange.begin(record.identity(), events):
+                return False
+            self.begun = True
+            record.status = 200
+        stream.pass_to(exchange.push)
+        return True
 
     async def whole(self, reply: Reply) -> None:
         """An engine answered with a whole reply where a stream was asked for: passed on, if it is not too late."""

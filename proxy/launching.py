@@ -15,12 +15,16 @@ from slurm_launcher.reconcile import Submit
 from slurm_launcher.script import render
 from slurm_launcher.slurm import SlurmCluster
 from slurm_launcher.spec import ModelSpec, Resources, Secrets, Site
+from slurm_launcher.wanting import LEAD_SHARE
 
 from .config import Config, ConfigError
 from .state import StateDir
 
 SIGNAL_LEAD_S = 120
-"""Slurm warns the agent this long before the wall time (and may do so up to a minute early)."""
+"""Slurm warns the agent at most this long before the wall time (and may do so up to a minute early)."""
+
+SUCCESSOR_FIRST_S = 180
+"""... and so much later than the successor is asked for: that early minute, and two for the successor to come."""
 
 
 def site_of(config: Config, state: StateDir, gateway_url: str) -> Site:
@@ -98,7 +102,7 @@ class Builder:
                 job_name=self._site.job_name,
                 comment=mark.dumps(),
                 output=str(self._site.log_directory / f"{replica_id}.log"),
-                signal_lead_s=SIGNAL_LEAD_S,
+                signal_lead_s=signal_lead_s(spec),
             )
         return render(
             spec,
@@ -108,6 +112,17 @@ class Builder:
             host="127.0.0.1" if self._local else None,
             redact=redact,
         )
+
+
+def signal_lead_s(spec: ModelSpec) -> int:
+    """How long before its wall time Slurm signals a replica; 0 for never.
+
+    The signal makes an agent drain by itself, whoever else there is. It is for gateways that are away: one that is
+    there says drain once the successor is ready. So it must not come before that.
+    """
+    limit_s = spec.resources.time_limit_s
+    successor_s = min(spec.lead_s, LEAD_SHARE * limit_s) if limit_s else spec.lead_s
+    return max(0, min(SIGNAL_LEAD_S, int(successor_s) - SUCCESSOR_FIRST_S))
 
 
 def asked(resources: Resources, submit: Submit) -> Resources:

@@ -6,9 +6,10 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol
 
-from backends.errors import InvalidRequest, NotFound
+from backends.errors import InvalidRequest, NotFound, Unavailable
 from slurm_launcher.loop import Launcher
 from slurm_launcher.states import Replica, Status
+from slurm_launcher.store import CannotSave
 
 MOST_REPLICAS = 1000
 
@@ -61,6 +62,7 @@ class Operations:
         replicas = sorted(self._launcher.replicas(), key=lambda r: (r.model, r.created_at))
         return {
             "object": "overview",
+            "troubles": self._launcher.troubles(),
             "models": [self._model(name, replicas) for name in self._sources()],
             "replicas": [replica_card(r, now, self._in_flight(r.id)) for r in replicas],
         }
@@ -88,7 +90,10 @@ class Operations:
                 param="replicas",
                 code="invalid_value",
             )
-        await self._launcher.scale(model, replicas)
+        try:
+            await self._launcher.scale(model, replicas)
+        except CannotSave as error:
+            raise Unavailable(f"The database cannot be written, so nothing has changed: {error}.") from None
         return {"object": "model", "model": model, "wanted": self._launcher.count_of(model)}
 
     async def restart(self, arguments: Json) -> Json:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import fcntl
 import hashlib
 import hmac
 import os
 import secrets
 from pathlib import Path
+
+SECRET_BYTES = 32
 
 
 class StateDirInUse(Exception):
@@ -35,7 +39,9 @@ class StateDir:
         try:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
             if not os.access(self.path, os.W_OK | os.X_OK):
-                raise PermissionError(13, "Permission denied")
+                read_only = os.statvfs(self.path).f_flag & os.ST_RDONLY
+                number = errno.EROFS if read_only else errno.EACCES
+                raise OSError(number, os.strerror(number))
         except OSError as error:
             raise StateDirUnusable(f"the state directory {self.path} cannot be used: {error.strerror}") from None
         self._lock: int | None = None
@@ -66,8 +72,11 @@ class StateDir:
         return hmac.new(self.secret(), b"identity", hashlib.sha256).hexdigest()[:32]
 
     def lock(self) -> None:
-        """Take the directory for this process, until it ends. Raises `StateDirInUse`."""
-        lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        """Take the directory for this process, until it ends. Raises `StateDirInUse`, `StateDirUnusable`."""
+        try:
+            lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise StateDirUnusable(f"the state directory {self.path} cannot be used: {error.strerror}") from None
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -76,8 +85,9 @@ class StateDir:
             raise StateDirInUse(
                 f"another slurmgate (process {pid}) runs on {self.path}; stop it, or give this one its own --state-dir"
             ) from None
-        os.ftruncate(lock, 0)
-        os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+        with contextlib.suppress(OSError):  # on a full disk the lock holds all the same; the database tells of it
+            os.ftruncate(lock, 0)
+            os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
         self._lock = lock
 
     def unlock(self) -> None:
@@ -101,12 +111,26 @@ class StateDir:
         return None
 
     def secret(self) -> bytes:
-        """The gateway's secret, made at its first use."""
+        """The gateway's secret, made at its first use: whole or not at all. Raises `StateDirUnusable`."""
         path = self.path / "secret"
         try:
-            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        except FileExistsError:
-            return path.read_bytes()
-        with os.fdopen(handle, "wb") as file:
-            file.write(secrets.token_bytes(32))
-        return path.read_bytes()
+            if not path.exists():
+                self._make_secret(path)
+            found = path.read_bytes()
+        except OSError as error:
+            raise StateDirUnusable(f"the secret {path} cannot be had: {error.strerror}") from None
+        if len(found) < SECRET_BYTES:
+            raise StateDirUnusable(f"the secret {path} is cut off: remove it, and running replicas are started anew")
+        return found
+
+    def _make_secret(self, path: Path) -> None:
+        """Raises OSError. Who is later than another process takes the other's."""
+        new = path.with_name(f"secret.{os.getpid()}.{secrets.token_hex(4)}")
+        try:
+            handle = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(handle, "wb") as file:
+                file.write(secrets.token_bytes(SECRET_BYTES))
+            with contextlib.suppress(FileExistsError):
+                os.link(new, path)
+        finally:
+            new.unlink(missing_ok=True)

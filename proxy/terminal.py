@@ -56,13 +56,15 @@ def read_config(path: Path | None) -> Config | None:
 
 
 def open_state(config: Config | None, given: Path | None) -> StateDir:
-    """The state directory: the option, else the configuration's, else the default."""
+    """The state directory: the option, else the configuration's, else the default. Its secret can be had."""
     from .config import default_state_dir
     from .state import StateDir, StateDirUnusable
 
     configured = config.state_dir if config is not None else None
     with mistakes(StateDirUnusable):
-        return StateDir(given or configured or default_state_dir())
+        state = StateDir(given or configured or default_state_dir())
+        state.secret()
+        return state
 
 
 def open_database(config_file: Path | None, state_dir: Path | None) -> Engine:

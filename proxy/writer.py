@@ -196,6 +196,7 @@ class Exchange:
         if not events or not self._is_plain():
             return False
         self.response_started = self._chunked = True
+        self.streamed = len(events)
         self.transport.write(_STREAM_HEAD % (identity, len(events), events))
         self._open = not self._connection.flow.write_paused
         return True

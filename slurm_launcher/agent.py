@@ -296,7 +296,8 @@ class Agent:
             self.fail_for_exit()
         elif self.state == "starting" and self.gone_at is None and now >= self.start_deadline():
             seconds = float(self.manifest["start_timeout_s"])
-            self.fail("start_timeout", "The engine was not ready within {:.0f} s.".format(seconds))
+            so_far = self.prover.so_far if self.prover is not None else ""
+            self.fail("start_timeout", "The engine was not ready within {:.0f} s.{}".format(seconds, so_far))
         elif self.state == "draining" and now >= self.drain_deadline:
             self.stop("the grace is over")
         elif now >= self.orphan_deadline():
@@ -501,6 +502,7 @@ class Prover(threading.Thread):
     ) -> None:
         threading.Thread.__init__(self, name="prover", daemon=True)
         self.cancelled = threading.Event()
+        self.so_far = ""  # what the engine has come to, as a sentence, for who gives it up
         self._pid = pid
         self._plan = plan
         self._place = place
@@ -543,9 +545,10 @@ class Prover(threading.Thread):
                     return None
                 why = "an empty answer" if status == 200 else "status {}".format(status)
                 refused += 400 <= status < 500 and status not in (408, 425, 429)
+            found = "The engine says that it is healthy, but {} gave {}.".format(self._plan["probe"]["path"], why)
             if self.cancelled.is_set() or refused >= 3 or time.monotonic() >= deadline:
-                path = self._plan["probe"]["path"]
-                return "The engine says that it is healthy, but {} gave {}.".format(path, why)
+                return found
+            self.so_far = " " + found
             self.cancelled.wait(min(0.5, left_s))
 
     def _check_guard(self) -> None:

@@ -129,6 +129,11 @@ class Cluster(Protocol):
     def name(self) -> str:
         """Part of a job's identity: job ids of two clusters may be equal. "" for the default cluster."""
 
+    @property
+    def job_word(self) -> str:
+        """What users are told that a job is."""
+        return "Slurm job"
+
     async def submit(self, submission: Submission) -> str:
         """The new job's id. Raises `Refused`. After `CouldNotAsk` the job may exist all the same: look for its mark."""
 

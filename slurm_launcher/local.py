@@ -108,6 +108,10 @@ class LocalCluster(Cluster):
     def name(self) -> str:
         return ""
 
+    @property
+    def job_word(self) -> str:
+        return "local job"
+
     async def submit(self, submission: Submission) -> str:
         return await asyncio.to_thread(self._submit, submission)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import re
 import secrets as random_source
 import time
@@ -19,13 +20,13 @@ from typing import Any, Protocol
 from .autoscale import Allowance, Clock, Demand, Memory, Supply, decide, restarted
 from .cluster import Cluster, CouldNotAsk, Job, Refused, Submission
 from .failing import retry_at
-from .observing import COMPLETING, JobKey, Poll, key_of
+from .observing import COMPLETING, STRANGER, JobKey, Poll, key_of
 from .outlook import outlook
 from .reconcile import Cancel, Facts, Forget, Put, Submit, reconcile
 from .reports import Report, command_for, heard
 from .spec import ModelSpec, Secrets, Site
 from .states import Failure, Replica, Status, Target, advance
-from .store import ReplicaStore
+from .store import CannotSave, ReplicaStore
 from .wanting import serving, stop
 
 
@@ -49,6 +50,9 @@ class Endpoint:
     limit: int | None = None
     ends_at: float | None = None
 
+
+QUIET_BEATS = 3
+"""Heartbeats that an agent may miss before the scheduler is asked for it."""
 
 SLOWNESS = 20.0
 """A scheduler that takes a second to answer is asked at most every so many seconds."""
@@ -128,6 +132,10 @@ class Launcher:
         self._waiting: Counter[str] = Counter()
         self._dirty: dict[str, Replica | None] = {}
         self._silence: dict[str, str] = {}
+        self._unsaved = ""
+        """Why the database does not take what is known of replicas."""
+        self._strangers: set[str] = set()
+        """Replicas at whose address somebody else answers."""
         self._task: asyncio.Task[None] | None = None
 
     # -- life ---------------------------------------------------------------------------------------------------------
@@ -201,13 +209,23 @@ class Launcher:
                 due = min(due, at)
         if any(spec.scaling.least != spec.scaling.most for spec in self.models.values()):
             due = min(due, now + self._pace.scale_s)
-        return max(0.05, due - now)
+        quiet = [at for r in self._replicas.values() if r.status is Status.READY and (at := self._quiet_at(r)) > now]
+        return max(0.05, min([due, *quiet]) - now)
+
+    def _quiet_at(self, replica: Replica) -> float:
+        """When an agent that serves has said nothing for too long: killed with all of its job, perhaps, and only the
+        scheduler can tell. It is asked more often then."""
+        return math.inf if replica.heard_at is None else replica.heard_at + QUIET_BEATS * self._site.heartbeat_s
 
     def _poll_every_s(self) -> float:
         if self._poll_soon:
             return max(self._pace.least_s, self._took_s)
+        now = self._clock()
         unsettled = any(
-            r.status in (Status.PENDING, Status.STARTING, Status.DRAINING) or r.unseen for r in self._replicas.values()
+            r.status in (Status.PENDING, Status.STARTING, Status.DRAINING)
+            or r.unseen
+            or (r.status is Status.READY and now >= self._quiet_at(r))
+            for r in self._replicas.values()
         )
         return max(self._pace.busy_s if unsettled else self._pace.calm_s, SLOWNESS * self._took_s)
 
@@ -230,7 +248,9 @@ class Launcher:
             in_flight={r.id: self._in_flight(r.id) for r in live},
             maintenance=self._maintenance,
             allowance=self._allowance,
+            strangers=frozenset(self._strangers),
         )
+        self._strangers &= {r.id for r in live}
         actions = reconcile(facts)
         for action in actions:
             match action:
@@ -348,12 +368,15 @@ class Launcher:
     # -- what operators wish ------------------------------------------------------------------------------------------
 
     async def scale(self, model: str, count: int | None) -> None:
-        """So many replicas whatever the demand, until told otherwise; None: as configured again."""
+        """So many replicas whatever the demand, until told otherwise; None: as configured again.
+
+        Raises `CannotSave`, and changes nothing then: it would not hold.
+        """
+        await asyncio.to_thread(self._store.set_count, model, count)
         if count is None:
             self._set.pop(model, None)
         else:
             self._set[model] = count
-        await asyncio.to_thread(self._store.set_count, model, count)
         self._wake.set()
 
     def drain(self, replica_id: str) -> bool:
@@ -387,6 +410,8 @@ class Launcher:
         before = self._replicas.get(report.replica_id)
         after = heard(before, report, self._clock())
         self._put(after)
+        if before is not None and (before.host, before.port) != (after.host, after.port):
+            self._strangers.discard(report.replica_id)  # who answers at its last address is no matter any more
         if before is None or before.status is not after.status:
             self._poll_soon |= after.status is Status.PENDING  # ended from outside: is it over?
             self._wake.set()
@@ -417,13 +442,58 @@ class Launcher:
         """How many requests wait for a replica of this model."""
         return self._waiting[model]
 
+    def identity(self, model: str, replica_id: str, *, ours: bool) -> None:
+        """Somebody else answers at this replica's address, or (`ours`) its engine has been proven by its key again.
+
+        Not yet its end: its agent will tell that, or start the engine anew, while there is an agent.
+        """
+        replica = self._replicas.get(replica_id)
+        details = {"replica": replica_id, "model": model, "node": replica.node if replica is not None else ""}
+        if ours:
+            self._strangers.discard(replica_id)
+            self._log.info("engine_proven_again", **details)
+        else:
+            self._strangers.add(replica_id)
+            self._log.warning("engine_is_a_stranger", **details)
+        if replica is not None and not replica.ended:
+            self._put(replace(replica, note="" if ours else STRANGER))
+        self._wake.set()
+
     def outlook(self, model: str) -> tuple[str, float | None]:
         """Why nothing is ready, in one sentence, and when to try again (None: it is starting, waiting may help)."""
         spec = self.models.get(model)
         if spec is None:
             return f"{model} is no longer served.", 120.0
         replicas = [r for r in self._replicas.values() if r.model == model]
-        return outlook(spec, replicas, self._clock(), self._silence.get(spec.resources.cluster, ""))
+        cluster = self._clusters.get(spec.resources.cluster)
+        return outlook(
+            spec,
+            replicas,
+            self._clock(),
+            self._silence.get(spec.resources.cluster, ""),
+            wanted=self.count_of(model),
+            set_by_operator=model in self._set,
+            job=cluster.job_word if cluster is not None else "job",
+        )
+
+    def is_idle(self, model: str) -> bool:
+        """It has no replica and shall have none, until somebody asks for it."""
+        spec = self.models.get(model)
+        return (
+            spec is not None
+            and model not in self._set
+            and spec.scaling.most > 0
+            and self.count_of(model) == 0
+            and not any(r.model == model and serving(r) for r in self._replicas.values())
+        )
+
+    def troubles(self) -> list[str]:
+        """What keeps the launcher from its work now, for operators."""
+        silent = [
+            f"the scheduler{f' of {name}' if name else ''} does not answer: {why}"
+            for name, why in self._silence.items()
+        ]
+        return [*silent, *([f"the database cannot be written: {self._unsaved}"] if self._unsaved else [])]
 
     def replicas(self) -> list[Replica]:
         """All that is known, ended ones included."""
@@ -462,8 +532,18 @@ class Launcher:
         self._changed.pop(model, asyncio.Event()).set()
 
     async def _save(self) -> None:
+        """What cannot be written is kept for the next time. The service goes on without: jobs carry their marks."""
         dirty, self._dirty = self._dirty, {}
-        if dirty:
-            changed = [replica for replica in dirty.values() if replica is not None]
-            forgotten = [replica_id for replica_id, replica in dirty.items() if replica is None]
+        if not dirty:
+            return
+        changed = [replica for replica in dirty.values() if replica is not None]
+        forgotten = [replica_id for replica_id, replica in dirty.items() if replica is None]
+        try:
             await asyncio.to_thread(self._store.save, changed, forgotten)
+        except CannotSave as error:
+            self._dirty = dirty | self._dirty
+            if not self._unsaved:
+                self._log.warning("replicas_not_saved", error=str(error))
+            self._unsaved = str(error)
+        else:
+            self._unsaved = ""

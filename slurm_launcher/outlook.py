@@ -13,15 +13,29 @@ LATER_S = 120.0
 """For what no waiting mends: the longest that the official clients wait before they try again."""
 
 
-def outlook(spec: ModelSpec, replicas: Sequence[Replica], now: float, silence: str = "") -> tuple[str, float | None]:
+def outlook(
+    spec: ModelSpec,
+    replicas: Sequence[Replica],
+    now: float,
+    silence: str = "",
+    *,
+    wanted: int | None = None,
+    set_by_operator: bool = False,
+    job: str = "Slurm job",
+) -> tuple[str, float | None]:
     """The sentence, and seconds until another try makes sense: None while something is coming, so that waiting helps.
 
     replicas   all that is known of the model, ended ones too
     silence    why its scheduler does not answer, "" while it does
+    wanted     how many replicas it shall have now; None where nobody has decided yet
+    set_by_operator   ... because an operator says so, whatever its demand
+    job        what its cluster calls a job
     """
     name = spec.name
-    if (coming := _coming(name, replicas, silence)) is not None:
+    if (coming := _coming(name, replicas, silence, job)) is not None:
         return coming, None
+    if wanted == 0 and set_by_operator:
+        return f"{name} has been switched off by an operator.", LATER_S
     if silence:
         return f"{name} is not running, and the scheduler does not answer: {silence}", 15.0
     ended = [r for r in replicas if r.ended]
@@ -32,23 +46,30 @@ def outlook(spec: ModelSpec, replicas: Sequence[Replica], now: float, silence: s
         if math.isinf(at):
             return f"{name} cannot start: {why} It is not tried again until an operator has seen to it.", LATER_S
         return f"{name} cannot start: {why}", max(1.0, at - now)
-    if spec.scaling.most == 0:
-        return f"{name} is switched off (replicas = 0).", LATER_S
-    return f"{name} is starting.", None
+    return _nothing_yet(spec, wanted)
 
 
-def _coming(name: str, replicas: Iterable[Replica], silence: str) -> str | None:
+def _nothing_yet(spec: ModelSpec, wanted: int | None) -> tuple[str, float | None]:
+    """Of a model that has neither replicas nor failures."""
+    if not wanted and spec.scaling.most == 0:
+        return f"{spec.name} is switched off (replicas = 0).", LATER_S
+    if not wanted and spec.scaling.least == 0:
+        return f"{spec.name} is not running: its first request starts it.", None
+    return f"{spec.name} is starting.", None
+
+
+def _coming(name: str, replicas: Iterable[Replica], silence: str, job: str) -> str | None:
     """Of the replica that is nearest to being ready; None if none is on its way."""
     live = [r for r in replicas if not r.ended and r.target is Target.RUN]
     for replica in live:
         if replica.status is Status.STARTING:
-            return f"{name} is starting: Slurm job {replica.job_id} runs on {replica.node}, the engine is loading."
+            return f"{name} is starting: {job} {replica.job_id} runs on {replica.node}, the engine is loading."
     for replica in live:
         if replica.status is Status.PENDING and replica.running_since is not None:
-            return f"{name} is starting: Slurm job {replica.job_id} runs on {replica.node or 'its node'}."
+            return f"{name} is starting: {job} {replica.job_id} runs on {replica.node or 'its node'}."
         if replica.status is Status.PENDING and (replica.job_id or not silence):
             start = f", expected to start at {clock_time(replica.starts_at)}" if replica.starts_at else ""
-            return f"{name} is starting: Slurm job {replica.job_id or '(new)'} is {replica.note or 'new'}{start}"
+            return f"{name} is starting: {job} {replica.job_id or '(new)'} is {replica.note or 'new'}{start}"
     return None
 
 

@@ -42,6 +42,7 @@ class Facts:
     in_flight    requests on each replica
     maintenance  when the nodes that a model may use go into maintenance next, in seconds since the epoch
     allowance    what the service may have at once
+    strangers    replicas at whose address somebody else answers
     """
 
     now: float
@@ -54,6 +55,7 @@ class Facts:
     in_flight: Mapping[str, int] = field(default_factory=dict)
     maintenance: Mapping[str, float] = field(default_factory=dict)
     allowance: Allowance = field(default_factory=Allowance)
+    strangers: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +99,7 @@ def reconcile(facts: Facts) -> list[Action]:
     cancelled: list[JobKey] = []
 
     if facts.poll is not None:
-        look = Look(facts.poll, facts.now, facts.wanted, facts.service, facts.heartbeat_s)
+        look = Look(facts.poll, facts.now, facts.wanted, facts.service, facts.heartbeat_s, facts.strangers)
         after.update({r.id: observe(r, look) for r in facts.replicas if not r.ended})
         found, orphans = strangers(after, look)
         after.update(found)

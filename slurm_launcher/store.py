@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, fields
 from typing import Any
 
@@ -22,6 +23,7 @@ from sqlalchemy import (
     text,
     update,
 )
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.schema import CreateTable
 
 from .states import Failure, Replica, Status, Target
@@ -65,6 +67,18 @@ def _loads(document: str) -> Replica | None:
         return None
 
 
+class CannotSave(Exception):
+    """The database did not take it: its disk is full, or it is away. The message is its own, without values."""
+
+
+@contextmanager
+def _saving() -> Iterator[None]:
+    try:
+        yield
+    except DBAPIError as error:
+        raise CannotSave(str(error.orig).strip().partition("\n")[0]) from None
+
+
 class ReplicaStore:
     """Replicas by id, one JSON document each, in the table `replicas` of the gateway's database. Not thread-safe.
 
@@ -90,10 +104,10 @@ class ReplicaStore:
         return [replica for replica in map(_loads, rows) if replica is not None]
 
     def save(self, changed: Iterable[Replica], forgotten: Iterable[str] = ()) -> None:
-        """Write what changed, in one transaction."""
+        """Write what changed, in one transaction. Raises `CannotSave`."""
         changed = list(changed)
         gone = [replica.id for replica in changed] + list(forgotten)
-        with self._engine.begin() as connection:
+        with _saving(), self._engine.begin() as connection:
             if gone:
                 connection.execute(delete(_replicas).where(_replicas.c.id.in_(gone), self._mine))
             if changed:
@@ -107,9 +121,9 @@ class ReplicaStore:
             return dict(connection.execute(mine).tuples().all())
 
     def set_count(self, model: str, count: int | None) -> None:
-        """Remember such a number; None forgets it."""
+        """Remember such a number; None forgets it. Raises `CannotSave`."""
         row = {"model": model, "gateway": self._gateway}
-        with self._engine.begin() as connection:
+        with _saving(), self._engine.begin() as connection:
             connection.execute(delete(_counts).where(*(_counts.c[name] == value for name, value in row.items())))
             if count is not None:
                 connection.execute(insert(_counts).values(**row, count=count))

@@ -101,8 +101,11 @@ def surplus(there: Staff, count: int, in_flight: Mapping[str, int]) -> list[Repl
 
 
 def usefulness(replica: Replica, in_flight: Mapping[str, int]) -> tuple[int, int, float]:
-    """Ready before starting before pending; then who has more to do; then who has more time left."""
-    order = {Status.READY: 2, Status.STARTING: 1}
+    """Ready before starting before pending; then who has more to do; then who has more time left.
+
+    Last is one that has served and waits again: its job may be about to end, which the next answer tells.
+    """
+    order = {Status.READY: 2, Status.STARTING: 1, Status.PENDING: 0 if replica.ready_at is None else -1}
     ends_at = replica.ends_at if replica.ends_at is not None else float("inf")
     return order.get(replica.status, 0), in_flight.get(replica.id, 0), ends_at
 

@@ -9,83 +9,28 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from tests.acceptance.constant_load import Load
-from tests.acceptance.test_on_slurm import CHAT, config, jobs
-from tests.gateway_process import GatewayProcess
-from tests.slurm_fixture import SlurmLab, require_slurm
+from tests.acceptance.fault_site import ON_ONE, Site, engine_of, goes_on, running_site
+from tests.acceptance.test_on_slurm import CHAT, config
 from tests.waiting import until_sync
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(240)]
 
-ON_ONE = 5
 SERVICE = "faults"
-
-
-class Site:
-    def __init__(self, gateway: GatewayProcess, lab: SlurmLab, key: str) -> None:
-        self.gateway = gateway
-        self.lab = lab
-        self.key = key
-
-    def load(self) -> Load:
-        return Load(self.gateway.url, self.key, CHAT)
-
-    def ready(self) -> list[dict[str, object]]:
-        return [r for r in self.gateway.replicas() if r["model"] == CHAT and r["state"] == "ready"]
-
-    def jobs(self) -> dict[str, str]:
-        return jobs(self.lab, SERVICE)
-
-    def whole_again(self, load: Load, *, without: str = "") -> None:
-        """Two replicas serve, none of them by the job `without`, there are two jobs, and requests go through."""
-        until_sync(lambda: sum(r["job"] != without for r in self.ready()) == 2, 90)
-        until_sync(lambda: len(self.jobs()) == 2, 60)
-        goes_on(load)
-
-
-def goes_on(load: Load, count: int = 10) -> None:
-    seen = load.whole
-    until_sync(lambda: load.whole >= seen + count, 60)
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    require_slurm()
-    lab = SlurmLab.start()
-    gateway = GatewayProcess(tmp_path_factory.mktemp("faults"), only_chat(), lab.env())
-    try:
-        gateway.start()
-        key = gateway.key()
-        gateway.until_ready(**{CHAT: 2})
-        yield Site(gateway, lab, key)
-    finally:
-        gateway.stop()
-        lab.cancel_all()
-        lab.stop()
+    with running_site(tmp_path_factory.mktemp("faults"), only_chat(), SERVICE, CHAT) as site:
+        site.gateway.until_ready(**{CHAT: 2})
+        yield site
 
 
 def only_chat() -> str:
     text = config(SERVICE)
     return text[: text.index('[models."')].replace("drain_timeout_s = 5.0", "drain_timeout_s = 20.0\nlead_s = 60.0")
-
-
-def engine_of(job: str, root: Path = Path("/proc")) -> int:
-    """The engine's process, found by its job in its environment."""
-    for process in root.iterdir():
-        if not process.name.isdigit():
-            continue
-        try:
-            environment = (process / "environ").read_bytes().split(b"\0")
-            command = (process / "cmdline").read_bytes()
-        except OSError:
-            continue
-        if f"SLURM_JOB_ID={job}".encode() in environment and b"xllamacpp_server" in command:
-            return int(process.name)
-    raise AssertionError(f"job {job} has no engine")
 
 
 def test_a_wall_time_costs_no_request(site: Site) -> None:
@@ -110,7 +55,7 @@ def test_a_killed_engine_costs_what_it_had_and_is_replaced(site: Site) -> None:
     victim = str(site.ready()[0]["job"])
     with site.load() as load:
         goes_on(load)
-        os.kill(engine_of(victim), signal.SIGKILL)
+        os.kill(engine_of(victim, site.lab), signal.SIGKILL)
         until_sync(lambda: victim not in site.jobs(), 60)
         site.whole_again(load, without=victim)
     assert len(load.failed) <= ON_ONE, load.failed

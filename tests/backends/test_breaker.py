@@ -14,7 +14,13 @@ def breaker() -> Breaker:
 
 @pytest.mark.parametrize(
     ("outcome", "enough"),
-    [(Outcome.UNREACHABLE, 1), (Outcome.TIMED_OUT, 1), (Outcome.BROKE_OFF, 3), (Outcome.FAILED, 5)],
+    [
+        (Outcome.UNREACHABLE, 1),
+        (Outcome.STRANGER, 1),
+        (Outcome.TIMED_OUT, 1),
+        (Outcome.BROKE_OFF, 3),
+        (Outcome.FAILED, 5),
+    ],
 )
 def test_it_opens_after_enough_failures_in_a_row(outcome: Outcome, enough: int) -> None:
     one = breaker()

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backends.engine_errors import MESSAGE_CHARS, engine_error
-from backends.errors import EngineRefused, GatewayError, Unavailable
+from backends.engine_errors import MESSAGE_CHARS, engine_error, is_no_engines
+from backends.errors import EngineRefused, GatewayError, NotTheEngine, Unavailable
 
 FACE = tuple[int, str, str, str | None, str | None]
 
@@ -254,6 +254,25 @@ def test_an_engine_that_refuses_our_key_does_not_blame_the_clients_key(status: i
     assert error.status == 502
     assert error.type == "server_error"
     assert "API Key" not in error.message
+    assert isinstance(error, NotTheEngine), "a port of ours may be another's by now"
+
+
+@pytest.mark.parametrize(
+    ("status", "content_type", "strange"),
+    [
+        (302, b"", True),
+        (200, b"text/html; charset=utf-8", True),
+        (501, b"text/html;charset=utf-8", True),
+        (405, b"text/html", True),
+        (200, b"application/json", False),
+        (200, b"text/plain", False),
+        (502, b"text/html", False),
+        (413, b"text/html", False),
+        (405, b"application/json", False),
+    ],
+)
+def test_a_web_servers_answer_is_not_taken_for_an_engines(status: int, content_type: bytes, strange: bool) -> None:
+    assert is_no_engines(status, content_type) is strange
 
 
 @pytest.mark.parametrize(
@@ -332,7 +351,7 @@ JSON = st.recursive(
 def test_whatever_an_engine_sends_the_client_gets_an_error_in_the_right_shape(status: int, body: bytes) -> None:
     error = engine_error(status, body)
     shown_status, message, type_, param, code = face(error)
-    assert isinstance(error, EngineRefused | Unavailable)
+    assert isinstance(error, EngineRefused | NotTheEngine | Unavailable)
     assert 400 <= shown_status <= 599
     assert shown_status not in (401, 403)
     assert message.strip()

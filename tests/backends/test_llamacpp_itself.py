@@ -12,12 +12,14 @@ import sys
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from backends import engine_info, health
 from backends.compose import Options, backend_for
+from backends.errors import NotTheEngine
 from backends.fixed import FixedEndpoint, FixedEndpoints
 from backends.model_places import ModelPlaces
 from proxy import embedded
@@ -79,6 +81,15 @@ async def test_it_says_how_many_it_takes(chatting: FixedEndpoints) -> None:
     takes = (await engine_info.ask("llamacpp", endpoint)).takes
     assert takes is not None
     assert await health.answers(endpoint)
+
+
+async def test_it_is_ours_by_its_key_and_nobody_elses(chatting: FixedEndpoints) -> None:
+    (endpoint,) = chatting.endpoints(NAME)
+    assert await health.is_ours("llamacpp")(endpoint)
+    another = replace(endpoint, api_key="another")
+    assert await health.answers(another)
+    with pytest.raises(NotTheEngine):
+        await health.is_ours("llamacpp")(another)
 
 
 async def test_completions(chatting: FixedEndpoints) -> None:

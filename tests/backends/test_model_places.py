@@ -18,7 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from backends.base import Call, Endpoint
 from backends.breaker import State
-from backends.errors import QueueFull, Unavailable
+from backends.errors import NotTheEngine, QueueFull, Unavailable
 from backends.fixed import FixedEndpoint, FixedEndpoints
 from backends.model_places import ModelPlaces
 from backends.places import Outcome, Priority, Seat, Want
@@ -26,7 +26,7 @@ from backends.replica_set import Rules
 from tests.waiting import until
 
 BATCH, INTERACTIVE = Priority.BATCH, Priority.INTERACTIVE
-SERVED, UNREACHABLE = Outcome.SERVED, Outcome.UNREACHABLE
+SERVED, UNREACHABLE, STRANGER = Outcome.SERVED, Outcome.UNREACHABLE, Outcome.STRANGER
 
 
 class Launches:
@@ -36,6 +36,7 @@ class Launches:
         self._endpoints = endpoints
         self.hope = hope
         self.needed = 0
+        self.strangers: list[tuple[str, bool]] = []
         self._news = asyncio.Event()
 
     def set(self, *endpoints: FixedEndpoint, hope: str | None = "m is starting.") -> None:
@@ -53,6 +54,9 @@ class Launches:
     async def changed(self, model: str) -> None:
         await self._news.wait()
 
+    def identity(self, model: str, replica_id: str, *, ours: bool) -> None:
+        self.strangers.append((replica_id, ours))
+
     def outlook(self, model: str) -> tuple[str, float | None]:
         return ("m cannot start: out of memory.", 30.0) if self.hope is None else (self.hope, None)
 
@@ -60,12 +64,15 @@ class Launches:
 class Health:
     """Answers as it is told."""
 
-    def __init__(self, alive: bool = True) -> None:
+    def __init__(self, alive: bool = True, *, ours: bool = True) -> None:
         self.alive = alive
+        self.ours = ours
         self.asked: list[str] = []
 
     async def __call__(self, endpoint: Endpoint) -> bool:
         self.asked.append(endpoint.replica_id)
+        if not self.ours:
+            raise NotTheEngine("The engine refused the gateway's own key.")
         return self.alive
 
 
@@ -231,6 +238,87 @@ async def test_after_its_cool_down_its_health_is_asked_and_no_request_has_to_try
     taken(places)
     await turns()
     assert bad.endpoint in [taken(places).endpoint for _ in range(30)]
+
+
+# -- strangers -------------------------------------------------------------------------------------------------------
+
+
+async def test_a_stranger_is_told_of_once_and_gets_nothing_until_its_key_has_proven_it() -> None:
+    now = 0.0
+    health = Health(alive=False)
+    launcher = Launches(*replicas(2, 50))
+    places = ModelPlaces("m", launcher, health=health, clock=lambda: now)
+    on_their_way = [taken(places) for _ in range(4)]
+    for seat in on_their_way:
+        if seat.endpoint.replica_id == "r0":
+            seat.leave(STRANGER)
+    assert launcher.strangers == [("r0", False)]
+    await turns()
+    assert health.asked == ["r0"], "at once: somebody on the way may have refused that one request"
+    assert {taken(places).endpoint.replica_id for _ in range(10)} == {"r1"}
+    now = 100.0
+    taken(places)
+    await turns()
+    assert health.asked == ["r0", "r0"]
+    health.alive = True
+    now = 200.0
+    taken(places)
+    await turns()
+    assert launcher.strangers == [("r0", False), ("r0", True)]
+    assert "r0" in {taken(places).endpoint.replica_id for _ in range(20)}
+
+
+async def test_a_stranger_that_comes_while_nobody_asks_is_found_by_the_probe() -> None:
+    now = 0.0
+    launcher = Launches(*replicas(2, 50))
+    places = ModelPlaces("m", launcher, health=Health(ours=False), clock=lambda: now)
+    dead = taken(places)
+    dead.leave(UNREACHABLE)
+    now = 10.0
+    taken(places)
+    await turns()
+    assert launcher.strangers == [(dead.endpoint.replica_id, False)]
+
+
+async def test_a_request_that_alone_was_refused_costs_nobody_else_anything() -> None:
+    """A proxy may refuse what a prompt says: by its key the engine is found to be ours all the same."""
+    places = places_of(*replicas(1, 50), health=Health())
+    taken(places).leave(STRANGER)
+    seat = await places.wait(call())
+    assert seat.endpoint.replica_id == "r0"
+
+
+async def test_an_only_replica_that_is_a_stranger_gets_no_prompt_and_the_refusal_names_the_key() -> None:
+    health = Health(alive=False)
+    places = places_of(*replicas(1, 50), health=health)
+    taken(places).leave(STRANGER)
+    with pytest.raises(NotTheEngine, match="refused the gateway's own key") as refused:
+        await places.wait(call())
+    assert (refused.value.status, refused.value.retry_after_s) == (502, 5.0)
+    with pytest.raises(NotTheEngine):
+        await places.wait(call())
+    assert places.take(call()) is None
+
+
+async def test_who_waits_while_a_stranger_is_all_there_is_gets_its_successor() -> None:
+    launcher = Launches(*replicas(1, 50), hope="m is starting.")
+    places = ModelPlaces("m", launcher, health=Health(alive=False))
+    taken(places).leave(STRANGER)
+    (waiting,) = await standing(places, Want(avoid=frozenset({"r0"})))
+    await turns()
+    assert not waiting.done()
+    launcher.set(*replicas(2, 50))
+    assert (await asyncio.wait_for(waiting, 5)).endpoint.replica_id == "r1"
+
+
+async def test_another_key_or_another_address_is_another_engine() -> None:
+    (known,) = replicas(1, 50)
+    for other in (replace(known, api_key="new"), replace(known, port=1)):
+        launcher = Launches(known)
+        places = ModelPlaces("m", launcher, health=Health(alive=False))
+        taken(places).leave(STRANGER)
+        launcher.set(other)
+        assert taken(places).endpoint is other
 
 
 # -- the queue -------------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from backends.errors import (
     GatewayError,
     InvalidRequest,
     MalformedResponse,
+    NotTheEngine,
     Unavailable,
 )
 from backends.retries import DO_NOT_RETRY, OVERLOADS, Retries
@@ -28,11 +29,12 @@ def spent() -> RetryBudget:
     return RetryBudget(floor_per_s=0.0, most=0.5)
 
 
-def test_replicas_that_refuse_connections_cost_nothing_and_are_all_tried() -> None:
+@pytest.mark.parametrize("error", [ConnectFailed("refused"), NotTheEngine("our key is refused")])
+def test_replicas_that_took_nothing_cost_nothing_and_are_all_tried(error: GatewayError) -> None:
     retries = Retries(spent())
     for number in range(20):
         retries.failed_at(f"r{number}")
-        assert retries.may_go_on(ConnectFailed("refused"), 0.0)
+        assert retries.may_go_on(error, 0.0)
     assert len(retries.avoid) == 20
 
 

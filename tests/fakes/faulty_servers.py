@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 import struct
 from collections.abc import Callable
 from types import TracebackType
@@ -85,6 +86,8 @@ class Server:
 
     host = "127.0.0.1"
     port = 0
+    listens_at = 0
+    tls: ssl.SSLContext | None = None
 
     def __init__(self) -> None:
         self.requests: list[bytes] = []
@@ -96,7 +99,7 @@ class Server:
         self._server: asyncio.Server | None = None
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._connected, self.host, 0)
+        self._server = await asyncio.start_server(self._connected, self.host, self.listens_at, ssl=self.tls)
         self.port = self._server.sockets[0].getsockname()[1]
         return self
 

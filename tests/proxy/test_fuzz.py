@@ -276,15 +276,11 @@ def test_what_the_description_allows_is_answered_as_it_says(served: Served) -> N
                 case.body["model"] = "m"
             asked.append(case.path)
             answer = case.call(base_url=served.url, headers=served.headers, timeout=30)
-            case.validate_response(
-                answer,
-                checks=[
-                    checks.not_a_server_error,
-                    checks.status_code_conformance,
-                    checks.content_type_conformance,
-                    checks.response_schema_conformance,
-                ],
-            )
+            asks = [checks.not_a_server_error, checks.status_code_conformance, checks.content_type_conformance]
+            if "text/event-stream" not in answer.headers["content-type"][0]:
+                # OpenAPI 3.1 can describe a stream as a whole only, and the tool takes that for each event's shape
+                asks.append(checks.response_schema_conformance)
+            case.validate_response(answer, checks=asks)
 
         ask()
     assert len(set(asked)) == len(schema.raw_schema["paths"])

@@ -21,6 +21,7 @@ from tests.fakes.chat_engine import (
     Answers,
     AnswersWith,
     DiesOnRequests,
+    Engine,
     NeverBegins,
     Request,
     StopsMidStream,
@@ -47,6 +48,18 @@ async def asking(served: Served) -> AsyncIterator[httpx.AsyncClient]:
     limits = httpx.Limits(max_connections=None)
     async with httpx.AsyncClient(base_url=served.url, headers=served.headers, timeout=30, limits=limits) as http:
         yield http
+
+
+class Says(Engine):
+    """The same bytes to whoever asks for anything."""
+
+    def __init__(self, said: bytes) -> None:
+        super().__init__()
+        self.said = said
+
+    async def answer(self, request: Request, write: Write) -> bool:
+        await write(self.said)
+        return True
 
 
 class Holds(Answers):
@@ -120,6 +133,28 @@ async def test_with_one_replica_of_three_that_takes_requests_and_never_answers_n
             assert len(one.requests) + len(other.requests) == 180
             assert running(served) == 0
     assert "/health" in [question.path for question in hung.questions]
+
+
+@pytest.mark.parametrize(
+    "stranger",
+    [
+        whole(401, b"{}"),
+        b"HTTP/1.1 302 Found\r\nlocation: /login\r\ncontent-length: 0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\ncontent-type: text/html\r\ncontent-length: 6\r\n\r\n<html>",
+        b"SSH-2.0-OpenSSH_9.2p1 Debian-2\r\n",
+    ],
+    ids=["refuses our key", "redirects", "has a page", "is no web server"],
+)
+async def test_somebody_else_on_a_replicas_port_is_found_out_and_fails_no_request(
+    tmp_path: Path, stranger: bytes
+) -> None:
+    async with Answers() as one, Says(stranger) as other:
+        async with serving(config(one.url, other.url), tmp_path) as served, asking(served) as http:
+            seen = await constant_load(http, users=3, requests=20)
+            assert {status for status, _ in seen} == {200}
+            assert len(other.requests) <= 3, "what was on its way when the first came back"
+            states = [load.breaker.value for load in served.gateway.control.places["m"].snapshot().replicas]
+            assert states == ["closed", "open"]
 
 
 async def test_with_one_replica_of_three_that_cannot_be_connected_to_no_request_fails(tmp_path: Path) -> None:

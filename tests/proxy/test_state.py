@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import stat
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -35,3 +36,19 @@ def test_a_directory_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StateDirUnusable, match="cannot be used"):
         StateDir(tmp_path / "file" / "state")
+
+
+def test_a_secret_that_was_cut_off_is_not_used(tmp_path: Path) -> None:
+    """Whoever knows that a secret is empty knows every replica's key."""
+    state = StateDir(tmp_path / "state")
+    (state.path / "secret").write_bytes(b"")
+    with pytest.raises(StateDirUnusable, match="is cut off"):
+        state.secret()
+
+
+def test_two_that_make_the_secret_at_once_have_the_same(tmp_path: Path) -> None:
+    state = StateDir(tmp_path / "state")
+    with ThreadPoolExecutor(8) as threads:
+        found = set(threads.map(lambda _: state.secret(), range(32)))
+    assert len(found) == 1
+    assert [path.name for path in state.path.iterdir()] == ["secret"]

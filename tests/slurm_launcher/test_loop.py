@@ -28,6 +28,7 @@ class FaultyCluster:
 
     def __init__(self) -> None:
         self.name = ""
+        self.job_word = "Slurm job"
         self.known: dict[str, Job] = {}
         self.fault: Exception | None = None
         self.lost_answers = False
@@ -342,3 +343,24 @@ async def test_a_scheduler_that_is_slow_to_answer_is_asked_less_often(world: Wor
     world.now += 40
     await launcher.step()
     assert world.cluster.polls == asked + 1
+
+
+async def test_a_stranger_at_a_replicas_address_is_said_where_people_look(world: World) -> None:
+    launcher = world.launcher()
+    await world.steps(launcher)
+    report(launcher)
+    (replica,) = launcher.replicas()
+    launcher.identity("org/m", replica.id, ours=False)
+    told = {"replica": replica.id, "model": "org/m", "node": "n1"}
+    assert ("engine_is_a_stranger", told) in world.log.lines
+    await world.steps(launcher, 2)
+    assert launcher.replicas()[0].note == "somebody else answers at its address"
+    launcher.identity("org/m", replica.id, ours=True)
+    await world.steps(launcher, 2)
+    assert launcher.replicas()[0].note == "RUNNING"
+    launcher.identity("org/m", replica.id, ours=False)
+    report(launcher, port=4001)
+    await world.steps(launcher, 2)
+    assert launcher.replicas()[0].note == "RUNNING", "its agent has started the engine on another port"
+    launcher.identity("org/m", "nobody", ours=False)
+    await world.steps(launcher)

@@ -116,6 +116,25 @@ def test_a_job_whose_processes_are_being_killed_may_come_back() -> None:
     assert submits(gone) == 1
 
 
+def test_an_engine_whose_port_is_anothers_is_replaced_once_its_agent_says_nothing() -> None:
+    """Slurm sees a job that runs: its agent is stopped, or cut off. While it speaks it will tell the engine's end."""
+    one, two = replica("r1", heard_at=NOW - 16), replica("r2")
+    running = poll(job(one), job(two))
+
+    def decided(usurped: Replica) -> list[Action]:
+        known = {SPEC.name: SPEC}
+        return reconcile(
+            Facts(NOW, known, [usurped, two], running, service="main", heartbeat_s=5.0, strangers=frozenset({"r1"}))
+        )
+
+    assert submits(decided(replace(one, heard_at=NOW - 14))) == 0
+    actions = decided(one)
+    failed = put(actions, "r1")
+    assert (failed.status, failed.failure and failed.failure.kind) == (Status.FAILED, "stranger")
+    assert Cancel("", "job-r1") in actions
+    assert submits(actions) == 1
+
+
 def test_a_job_that_never_comes_to_its_end_is_replaced() -> None:
     """COMPLETING lasts for hours where a node hangs."""
     one, two = replica("r1", heard_at=NOW - 16), replica("r2")

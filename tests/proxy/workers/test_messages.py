@@ -41,6 +41,7 @@ OWN_ARGUMENTS: dict[str, dict[str, Any]] = {
     "EngineRefused": {"status": 418, "type": "teapot", "param": "messages", "code": "short_and_stout"},
     "TransportError": {"detail": "10.0.0.1:8000"},
     "ConnectFailed": {"detail": "10.0.0.1:8000: refused"},
+    "NotTheEngine": {"detail": "10.0.0.1:8000", "code": "engine_authentication_failed"},
     "Disconnected": {"detail": "10.0.0.1:8000", "received": True},
     "EngineTimeout": {"detail": "10.0.0.1:8000", "phase": "idle"},
     "MalformedResponse": {"detail": "10.0.0.1:8000"},
