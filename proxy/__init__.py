@@ -17,11 +17,14 @@ reload.py          what a new configuration changes       operations.py   what o
 translate/   /v1/responses and /v1/messages <-> chat, pure; stored_responses.py keeps what is to be kept,
              anthropic_errors.py gives errors of /v1/messages their shape
 metrics/     numbers for Prometheus      tracing.py, spans.py  OpenTelemetry, if wanted     content.py  without privacy
+files/       files and uploads       batch/   batches: asked for, stored, run, told of
+tribunals.py the models that deliberate: children.py their calls, deliberations.py what is kept
 openapi.py   the published description
-config/     TOML -> frozen values, all mistakes at once, with their paths
+config/      TOML -> frozen values, all mistakes at once, with their paths
 server.py    uvicorn under uvloop; sockets, signals, the order of starting and stopping
 state.py     the state directory and its lock          database.py  tables, migrations; SQLite or PostgreSQL
-cli.py       serve, models, render, stop; cli_*.py the other commands; terminal.py what they share
+cli.py       serve, models, render, stop; cli_*.py the other commands; terminal.py what they share, gateway_client.py
+             what those share that are a client of a gateway
 benchmark/   `slurmgate bench`
 embedded/    the default without a configuration: two small models of the project's own
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import Awaitable, Callable
 
 from sqlalchemy import Engine
@@ -69,6 +70,8 @@ class Gateway:
             loopback_only=loopback_only,
             log=log,
             lines=lines,
+            home=state.identity,
+            boot=secrets.token_hex(8),
         )
 
     @property
@@ -88,6 +91,7 @@ class Gateway:
 
     async def stop(self, *, stop_replicas: bool) -> list[str]:
         """After the last answer. Returns the ids of jobs that would not end."""
+        await self.serving.quiet()
         left = await self.control.stop(stop_replicas=stop_replicas)
         await self.serving.stop()
         return left

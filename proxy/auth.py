@@ -50,6 +50,7 @@ class KeyRing:
         self._clock = clock
         self._seen: dict[bytes, Principal] = {}
         self._valid: Mapping[str, Principal] = {}
+        self._by_id: Mapping[str, Principal] = {}
         self.open = False
 
     def refresh(self) -> None:
@@ -59,6 +60,7 @@ class KeyRing:
         if valid != self._valid:
             self._valid = valid  # in this order: see `principal`
             self._seen = {}
+            self._by_id = {principal.key_id: principal for principal in valid.values()}
 
     def principal(self, authorization: bytes | None) -> Principal:
         """Whose the key in an `Authorization` header is. Raises `NotAuthenticated`."""
@@ -73,6 +75,16 @@ class KeyRing:
             principal = self._look_up(authorization, seen)
         if principal.expires_at is not None and self._clock() >= principal.expires_at:
             raise NotAuthenticated("Your API key has expired.")
+        return principal
+
+    def of_key(self, key_id: str) -> Principal | None:
+        """Whose a key is, for what was asked with it earlier; "" for what was asked while none was needed. None for one
+        that is no longer valid."""
+        if not key_id:
+            return ANYBODY
+        principal = self._by_id.get(key_id)
+        if principal is None or (principal.expires_at is not None and self._clock() >= principal.expires_at):
+            return None
         return principal
 
     def _look_up(self, authorization: bytes, seen: dict[bytes, Principal]) -> Principal:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from . import cli_admin, cli_doctor, cli_operations, cli_weights
+from . import cli_admin, cli_batch, cli_doctor, cli_operations, cli_tribunal, cli_weights
 from .benchmark.command import bench
 from .terminal import (
     ConfigOption,
@@ -71,7 +71,7 @@ def serve(
     from .database import DatabaseUnusable
     from .embedded import configuration
     from .server import CannotListen, run
-    from .state import StateDirInUse
+    from .state import StateDirInUse, StateDirUnusable
     from .workers.supervisor import WorkersKeepDying
 
     embedded = config is None
@@ -93,7 +93,7 @@ def serve(
     async def greet(started: Started) -> None:
         await (greet_newcomer(started, default_key) if embedded else greet_operator(started))
 
-    with mistakes(StateDirInUse, CannotListen, WorkersKeepDying, DatabaseUnusable, ConfigError):
+    with mistakes(StateDirInUse, StateDirUnusable, CannotListen, WorkersKeepDying, DatabaseUnusable, ConfigError):
         left = run(config, state, stop_replicas=stops, on_start=greet, default_key=default_key, reread=reread)
     if left:
         raise Mistake(f"these jobs have not ended: {', '.join(left)}")
@@ -277,6 +277,8 @@ async def end_jobs(config: Config | None, state: StateDir, timeout_s: float) -> 
 cli_operations.mount(app)
 cli_doctor.mount(app)
 cli_weights.mount(app)
+cli_batch.mount(app)
+cli_tribunal.mount(app)
 app.command()(bench)
 cli_admin.mount(app)
 

@@ -8,10 +8,23 @@ in a gateway of one process, a messenger to that one in a worker process (proxy/
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from .limits.seam import Admission
 from .reload import Changes
+
+
+@dataclass(frozen=True, slots=True)
+class BatchWork:
+    """What batches ask of a model.
+
+    replicas    that it takes for every batch to be in time; 0: its batches rest
+    in_flight   lines that are asked now by one process
+    """
+
+    replicas: int
+    in_flight: int
 
 
 class Control(Protocol):
@@ -27,6 +40,12 @@ class Control(Protocol):
 
     def context_length(self, model: str) -> int | None:
         """In tokens, None where nobody knows."""
+
+    def seats(self, model: str) -> int | None:
+        """Requests that the model's replicas take at once, 0 where none is ready; None where nobody knows."""
+
+    def tell_batches(self, work: Mapping[str, BatchWork], process: object = None) -> None:
+        """The work of all batches, by model, as one process sees it; to be told again every few seconds."""
 
     def check_agent(self, replica_id: str, token: str) -> None:
         """Raises `NotAuthenticated` for a token that is not this replica's: before anything it sent is read."""

@@ -172,6 +172,125 @@ upload_parts = Table(
     Column("created_at", BigInteger, nullable=False),
 )
 
+batches = Table(
+    "batches",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("owner", String(32), nullable=False),
+    Column("key_id", String(32), nullable=False),
+    Column("status", String(16), nullable=False),
+    Column("ending", String(16)),
+    Column("endpoint", String(64), nullable=False),
+    Column("input_file_id", String(64), nullable=False),
+    Column("output_file_id", String(64)),
+    Column("error_file_id", String(64)),
+    Column("completion_window", String(16), nullable=False),
+    Column("metadata", Text),
+    Column("errors", Text),
+    Column("model", Text),
+    Column("mixed_models", Integer, nullable=False),
+    Column("output_keep_s", BigInteger),
+    Column("webhook", Text),
+    Column("idempotency_key", String(255)),
+    Column("idempotency_hash", String(64)),
+    Column("created_at", BigInteger, nullable=False),
+    Column("expires_at", BigInteger, nullable=False),
+    Column("paused_at", BigInteger),
+    Column("in_progress_at", BigInteger),
+    Column("finalizing_at", BigInteger),
+    Column("completed_at", BigInteger),
+    Column("failed_at", BigInteger),
+    Column("expired_at", BigInteger),
+    Column("cancelling_at", BigInteger),
+    Column("cancelled_at", BigInteger),
+    Column("ended_at", BigInteger),
+    Column("total", BigInteger, nullable=False),
+    Column("completed", BigInteger, nullable=False),
+    Column("failed", BigInteger, nullable=False),
+    Column("prompt_tokens", BigInteger, nullable=False),
+    Column("cached_tokens", BigInteger, nullable=False),
+    Column("completion_tokens", BigInteger, nullable=False),
+    Column("reasoning_tokens", BigInteger, nullable=False),
+    Column("worker", String(64)),
+    Column("epoch", BigInteger, nullable=False),
+    Column("not_before", BigInteger, nullable=False),
+    Column("cleared", Integer, nullable=False),
+)
+"""Batches (batch/values.py). `metadata` and `errors` are JSON. `completed` and `failed` are the numbers of its lines in
+those states, changed in the transactions that change theirs. `worker` validates or ends it now, under `epoch`; nobody
+does before `not_before`. `cleared`: its lines' rows are gone, since it ended long ago."""
+
+batch_windows = Table(
+    "batch_windows",
+    metadata,
+    Column("batch_id", String(64), primary_key=True),
+    Column("window_no", BigInteger, primary_key=True),
+    Column("model", Text, nullable=False),
+    Column("lines", BigInteger, nullable=False),
+    Column("lines_left", BigInteger, nullable=False),
+    Column("tokens", BigInteger, nullable=False),
+    Column("worker", String(64)),
+    Column("epoch", BigInteger, nullable=False),
+    Column("not_before", BigInteger, nullable=False),
+)
+"""What is claimed at once: lines that belong together. Its row goes with its last line's result. A claim counts `epoch`
+up; results are taken only under the epoch of their claim."""
+
+batch_lines = Table(
+    "batch_lines",
+    metadata,
+    Column("batch_id", String(64), primary_key=True),
+    Column("line_no", BigInteger, primary_key=True),
+    Column("window_no", BigInteger, nullable=False),
+    Column("offset", BigInteger, nullable=False),
+    Column("size", BigInteger, nullable=False),
+    Column("custom_id", Text, nullable=False),
+    Column("attempts", BigInteger, nullable=False),
+    Column("state", Integer, nullable=False),
+    Column("seq", BigInteger),
+    Column("result", LargeBinary),
+)
+"""A row for each line of each input. `state` is 0 (no result yet), 1 (`result` is a line of the output file) or 2 (of
+the error file), and never changes twice. `seq` counts results in the order of their commits, from 1 without a gap."""
+
+batch_workers = Table(
+    "batch_workers",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("home", String(64), nullable=False),
+    Column("boot", String(64), nullable=False),
+    Column("beats", BigInteger, nullable=False),
+    Column("seen_at", BigInteger, nullable=False),
+)
+"""Processes that run lines. One whose `beats` stand still is dead; `seen_at` is for people to look at."""
+
+webhook_events = Table(
+    "webhook_events",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("batch_id", String(64), nullable=False),
+    Column("type", String(64), nullable=False),
+    Column("url", Text, nullable=False),
+    Column("body", LargeBinary, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("next_at", BigInteger),
+    Column("delivered_at", BigInteger),
+    Column("given_up_at", BigInteger),
+)
+"""Ends of batches that somebody is to be told of, or was: no `next_at` any more."""
+
+deliberations = Table(
+    "deliberations",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("key_id", String(32), nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("expires_at", BigInteger, nullable=False),
+    Column("deliberation", LargeBinary, nullable=False),
+)
+"""What tribunals did, as JSON. Of one `key_id` only: "" where no key is needed."""
+
 # -- migrations ------------------------------------------------------------------------------------------------------
 
 _LIMIT_COLUMNS = ", ".join(f"{name} {{int}}" for name in LIMITS)
@@ -227,6 +346,42 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "CREATE TABLE upload_parts (id VARCHAR(64) PRIMARY KEY, upload_id VARCHAR(64) NOT NULL, bytes {int} NOT NULL,"
         " created_at {int} NOT NULL)",
         "CREATE INDEX upload_parts_of_upload ON upload_parts (upload_id)",
+    ),
+    (
+        "CREATE TABLE batches (id VARCHAR(64) PRIMARY KEY, owner VARCHAR(32) NOT NULL, key_id VARCHAR(32) NOT NULL,"
+        " status VARCHAR(16) NOT NULL, ending VARCHAR(16), endpoint VARCHAR(64) NOT NULL,"
+        " input_file_id VARCHAR(64) NOT NULL, output_file_id VARCHAR(64), error_file_id VARCHAR(64),"
+        " completion_window VARCHAR(16) NOT NULL, metadata TEXT, errors TEXT, model TEXT, mixed_models {int} NOT NULL,"
+        " output_keep_s {int}, webhook TEXT, idempotency_key VARCHAR(255), idempotency_hash VARCHAR(64),"
+        " created_at {int} NOT NULL, expires_at {int} NOT NULL, paused_at {int}, in_progress_at {int},"
+        " finalizing_at {int}, completed_at {int}, failed_at {int}, expired_at {int}, cancelling_at {int},"
+        " cancelled_at {int}, ended_at {int}, total {int} NOT NULL, completed {int} NOT NULL, failed {int} NOT NULL,"
+        " prompt_tokens {int} NOT NULL, cached_tokens {int} NOT NULL, completion_tokens {int} NOT NULL,"
+        " reasoning_tokens {int} NOT NULL, worker VARCHAR(64), epoch {int} NOT NULL, not_before {int} NOT NULL,"
+        " cleared {int} NOT NULL)",
+        "CREATE INDEX batches_of_owner ON batches (owner, id)",
+        "CREATE UNIQUE INDEX batches_idempotency ON batches (owner, idempotency_key)",
+        "CREATE INDEX batches_status ON batches (status)",
+        "CREATE TABLE batch_windows (batch_id VARCHAR(64) NOT NULL, window_no {int} NOT NULL, model TEXT NOT NULL,"
+        " lines {int} NOT NULL, lines_left {int} NOT NULL, tokens {int} NOT NULL, worker VARCHAR(64),"
+        " epoch {int} NOT NULL, not_before {int} NOT NULL, PRIMARY KEY (batch_id, window_no))",
+        "CREATE INDEX batch_windows_of_worker ON batch_windows (worker) WHERE worker IS NOT NULL",
+        "CREATE TABLE batch_lines (batch_id VARCHAR(64) NOT NULL, line_no {int} NOT NULL, window_no {int} NOT NULL,"
+        ' "offset" {int} NOT NULL, size {int} NOT NULL, custom_id TEXT NOT NULL, attempts {int} NOT NULL,'
+        " state {int} NOT NULL, seq {int}, result {blob}, PRIMARY KEY (batch_id, line_no))",
+        "CREATE INDEX batch_lines_of_window ON batch_lines (batch_id, window_no, line_no)",
+        "CREATE INDEX batch_lines_seq ON batch_lines (batch_id, seq) WHERE seq IS NOT NULL",
+        "CREATE TABLE batch_workers (id VARCHAR(64) PRIMARY KEY, home VARCHAR(64) NOT NULL, boot VARCHAR(64) NOT NULL,"
+        " beats {int} NOT NULL, seen_at {int} NOT NULL)",
+        "CREATE TABLE webhook_events (id VARCHAR(64) PRIMARY KEY, batch_id VARCHAR(64) NOT NULL,"
+        " type VARCHAR(64) NOT NULL, url TEXT NOT NULL, body {blob} NOT NULL, created_at {int} NOT NULL,"
+        " attempts {int} NOT NULL, next_at {int}, delivered_at {int}, given_up_at {int})",
+        "CREATE INDEX webhook_events_due ON webhook_events (next_at)",
+    ),
+    (
+        "CREATE TABLE deliberations (id VARCHAR(64) PRIMARY KEY, key_id VARCHAR(32) NOT NULL,"
+        " created_at {int} NOT NULL, expires_at {int} NOT NULL, deliberation {blob} NOT NULL)",
+        "CREATE INDEX deliberations_expiry ON deliberations (expires_at)",
     ),
 )
 """Never change one that has been released; append. `{int}` and `{blob}` are the dialect's words for 64 bits, bytes."""
@@ -327,8 +482,15 @@ def _sqlite(url: URL) -> Engine:
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
-        writes = connection.get_execution_options().get(_WRITES, False)
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+        options = connection.get_execution_options()
+        synchronous = "FULL" if options.get(_DURABLE, False) else "NORMAL"
+        if options.get(_WRITES, False):
+            if connection.info.get("synchronous", "NORMAL") != synchronous:
+                connection.exec_driver_sql(f"PRAGMA synchronous={synchronous}")
+                connection.info["synchronous"] = synchronous
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+        else:
+            connection.exec_driver_sql("BEGIN")
 
     return engine
 
@@ -377,13 +539,18 @@ def _version(connection: Connection) -> int | None:
 # -- using -----------------------------------------------------------------------------------------------------------
 
 _WRITES = "slurmgate_writes"
+_DURABLE = "slurmgate_durable"
 
 
 @contextmanager
-def writing(engine: Engine) -> Iterator[Connection]:
+def writing(engine: Engine, *, durable: bool = False) -> Iterator[Connection]:
     """A transaction that writes. With SQLite it waits for its turn at its start: one that reads first and then wants
-    to write would be refused at once if another process has written in between."""
-    with engine.connect() as connection, connection.execution_options(**{_WRITES: True}).begin():
+    to write would be refused at once if another process has written in between.
+
+    durable   once committed, it outlives a loss of power too: with SQLite its log is synced. PostgreSQL always does so
+    """
+    options = {_WRITES: True, _DURABLE: durable}
+    with engine.connect() as connection, connection.execution_options(**options).begin():
         yield connection
 
 

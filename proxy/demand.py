@@ -11,10 +11,37 @@ from backends.model_places import ModelPlaces
 from backends.places import Priority
 from slurm_launcher.autoscale import Demand
 
+from .control import BatchWork
 from .metrics.families import FIRST_TOKEN
 
 RECENT_S = 60.0
 """What a median time to first token is taken over."""
+
+
+FORGOTTEN_S = 30.0
+"""What a process has told of its batches, and not told again since."""
+
+
+class Batches:
+    """What batches ask of each model, as the processes that run them tell it."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._told: dict[object, tuple[float, Mapping[str, BatchWork]]] = {}
+
+    def tell(self, work: Mapping[str, BatchWork], process: object = None) -> None:
+        self._told[process] = self._clock(), work
+
+    def forget(self, process: object) -> None:
+        """It has ended."""
+        self._told.pop(process, None)
+
+    def of(self, model: str) -> BatchWork:
+        """All processes see the same batches; each has lines of its own in flight."""
+        oldest = self._clock() - FORGOTTEN_S
+        self._told = {process: told for process, told in self._told.items() if told[0] >= oldest}
+        found = [work[model] for _, work in self._told.values() if model in work]
+        return BatchWork(max((work.replicas for work in found), default=0), sum(work.in_flight for work in found))
 
 
 class Demands:
@@ -22,6 +49,7 @@ class Demands:
 
     places         of each model that engines answer for
     engine_of      the family of a model's engine, for what a replica takes that is not there yet
+    batches        what they ask for. Their lines are no requests: they would ask for as much as there is
     first_tokens   gives how many times to first token of a model have fallen into each bucket so far
     """
 
@@ -31,11 +59,13 @@ class Demands:
         *,
         first_tokens: Callable[[str], list[int]],
         engine_of: Callable[[str], str],
+        batches: Batches | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._places = places
         self._first_tokens = first_tokens
         self._engine_of = engine_of
+        self._batches = batches or Batches()
         self._clock = clock
         self._last_at: dict[str, float] = {}
         self._ended: dict[str, tuple[int, float]] = {}
@@ -55,10 +85,15 @@ class Demands:
             self._last_at[model] = now
         self._ended[model] = ended
         limits = places.limits()
+        work = self._batches.of(model)
+        queued += batch
+        of_batches = min(queued, work.in_flight)
+        in_flight = max(0, in_flight - (work.in_flight - of_batches))
         capacity = sum(limits.values()) / len(limits) if limits else float(admitted(self._engine_of(model)))
         return Demand(
             in_flight=in_flight,
-            queued=queued + batch,
+            queued=queued - of_batches,
+            batch_replicas=work.replicas,
             capacity=capacity,
             ttft_s=self._median(model, now),
             last_request_at=self._last_at.get(model),

@@ -5,6 +5,9 @@
 
 A client that leaves at any moment, and a backend that fails in any way, ends in the same place: what was taken is given
 back (`Pass.leave`), and what was used is counted.
+
+A request that other models are asked for (children.py) counts as one without tokens, since theirs are counted, each by
+itself; its limits are asked once, for all of them together.
 """
 
 from __future__ import annotations
@@ -39,17 +42,34 @@ class Account(Protocol):
 
 
 class Dispatcher:
-    """limits   None: nobody has any"""
+    """limits   None: nobody has any
+    interactive   requests of that class that were asked so far; `interactive_at`, those that have no end yet, by model
+    """
 
     def __init__(self, registry: Registry, accounting: Account, limits: Admission | None = None) -> None:
         self.registry = registry
         self.accounting = accounting
         self.limits = limits or Limits()
+        self.interactive = 0
+        self.interactive_at: dict[str, int] = {}
         self._event_bytes: dict[tuple[str, str], float] = {}
 
     def answer(self, call: Call, record: Record) -> Answer:
         """`async with dispatcher.answer(call, record) as reply: ...`. Raises `GatewayError` on entering."""
         return Answer(self, call, record)
+
+    @property
+    def interactive_now(self) -> int:
+        return sum(self.interactive_at.values())
+
+    def begins(self, call: Call) -> None:
+        if not call.priority:
+            self.interactive += 1
+            self.interactive_at[call.model] = self.interactive_at.get(call.model, 0) + 1
+
+    def ends(self, call: Call) -> None:
+        if not call.priority:
+            self.interactive_at[call.model] -= 1
 
     def find(self, model: str, record: Record) -> Entry:
         """The model of that name or alias. Raises `NotFound` for one that there is not, or not for this key."""
@@ -92,7 +112,7 @@ class Answer:
             call.deadline = time.monotonic() + record.read_timeout_s
         limits = dispatcher.limits
         if limits.concerns(principal):
-            tokens = estimates.requested_tokens(call)
+            tokens = estimates.requested_tokens(call) * entry.calls
             granted = limits.enter(principal, call.model, tokens)
             if granted is None:
                 granted = await limits.ask(principal, call.model, tokens)
@@ -101,12 +121,18 @@ class Answer:
         call.notes = record
         if record.trail is not None:  # with tracing it is always there
             record.trail.asked, record.trail.body, call.headers = entry.name, call.body, record.trail.headers
+        return await self._run(entry)
+
+    async def _run(self, entry: Entry) -> Reply | EventStream:
+        call, record, dispatcher = self._call, self._record, self._dispatcher
+        dispatcher.begins(call)
         try:
             reply = self._reply = await entry.backend.run(call)
-        except BaseException as error:  # `__aexit__` is not called; cancelled or failed, it has used nothing
-            self._pass.leave(0)
+        except BaseException as error:  # `__aexit__` is not called; cancelled or failed, it has used nothing itself
+            self._leave(0)
+            dispatcher.ends(call)
             if isinstance(error, GatewayError):
-                dispatcher.accounting.add(record.key_id, principal.project_id, entry.name, None, failed=True)
+                dispatcher.accounting.add(record.key_id, record.principal.project_id, entry.name, None, failed=True)
             raise
         record.served_by = reply.served_by
         if reply.model and reply.model != entry.name:
@@ -118,11 +144,22 @@ class Answer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         used = None
+        self._dispatcher.ends(self._call)
         try:
             usage = self._end(error)
+            if (trail := self._record.trail) is not None and trail.children is not None:
+                await trail.children.end()
             used = usage.prompt_tokens + usage.completion_tokens if usage is not None else 0
         finally:
+            self._leave(used)
+
+    def _leave(self, used: int | None) -> None:
+        """Give back what was taken too much: the children's, where there were some, when the last of them has ended."""
+        trail = self._record.trail
+        if trail is None or trail.children is None:
             self._pass.leave(used)
+        else:
+            trail.children.leave(self._pass)
 
     def _end(self, error: BaseException | None) -> Usage | None:
         """Close what is open, and count. Returns what was used, None for nothing."""
@@ -132,7 +169,9 @@ class Answer:
             if reply.failure is not None:
                 record.fail(reply.failure)
         usage = reply.usage
-        if usage is None:
+        if record.trail is not None and record.trail.children is not None:  # accounted for already, each by itself
+            usage = None
+        elif usage is None:
             usage = self._estimate(error)
             record.estimated = usage is not None
         elif record.streamed and usage.completion_tokens:

@@ -26,7 +26,8 @@ from slurm_launcher.spec import Secrets
 from slurm_launcher.store import ReplicaStore
 
 from .config import Config, Model
-from .demand import Demands
+from .control import BatchWork
+from .demand import Batches, Demands
 from .engine_limits import Asked, EngineLimits
 from .launching import Builder, clusters_of, site_of
 from .limits.local import Limits
@@ -68,8 +69,10 @@ class LocalControl:
         self._build = Builder(config, self._site, secrets)
         self._log = log
         self.check(config)
+        self.batches = Batches()
         demands = Demands(
             lambda: self.places,
+            batches=self.batches,
             engine_of=lambda model: self.config.models[model].engine,
             first_tokens=first_tokens or (lambda model: []),
         )
@@ -105,7 +108,7 @@ class LocalControl:
         sources: dict[str, EngineSource] = {}
         for name, model in models.items():
             if model.urls:
-                sources[name] = fixed(model)
+                sources[name] = fixed(model, self._log)
             elif model.source is not None:
                 sources[name] = self.launcher
         self.sources = sources
@@ -174,13 +177,26 @@ class LocalControl:
         if source is None or source.endpoints(model):
             return "ready"
         _, retry_after_s = source.outlook(model)
-        return "starting" if retry_after_s is None else "unavailable"
+        if retry_after_s is not None:
+            return "unavailable"
+        return "idle" if source is self.launcher and self.launcher.is_idle(model) else "starting"
 
     def context_length(self, model: str) -> int | None:
         configured = self.config.models.get(model)
         if configured is not None and configured.context_length is not None:
             return configured.context_length
         return self._engine_limits.context_length(model) or None
+
+    def seats(self, model: str) -> int | None:
+        places = self.places.get(model)
+        if places is None:
+            return None
+        if not self.sources[model].endpoints(model):
+            return 0
+        return sum(places.limits().values()) or None  # nobody has asked them yet
+
+    def tell_batches(self, work: Mapping[str, BatchWork], process: object = None) -> None:
+        self.batches.tell(work, process)
 
     async def reload(self) -> Changes:
         return await self._reload()
@@ -221,7 +237,7 @@ def rules_of(model: Model) -> Rules:
     )
 
 
-def fixed(model: Model) -> FixedEndpoints:
+def fixed(model: Model, log: FilteringBoundLogger | None = None) -> FixedEndpoints:
     """The engines of a model that names their URLs."""
     key = os.environ.get(model.api_key_env, "") if model.api_key_env else ""
     endpoints = []
@@ -230,7 +246,7 @@ def fixed(model: Model) -> FixedEndpoints:
         host, port = parts.hostname or "", parts.port or 0
         limit = engine.max_in_flight or model.max_in_flight
         endpoints.append(FixedEndpoint(f"{host}:{port}", host, port, key, engine.weight, limit))
-    return FixedEndpoints(endpoints)
+    return FixedEndpoints(endpoints, log)
 
 
 def write_url(path: Path, url: str) -> None:

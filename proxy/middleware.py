@@ -121,28 +121,33 @@ class Edge:
             self._tracing.finish(record, elapsed)
         if record.quiet and not record.error:
             return
-        fields: dict[str, object] = {
-            "event": "request",
-            "id": record.id,
-            "method": record.method,
-            "endpoint": record.endpoint,
-            "status": record.status,
-            "ms": int(elapsed * 1e5) / 100,  # `round` takes four times as long
-            "key": record.key_id,
-            "model": record.model,
-            "replica": record.served_by,
-            "stream": record.stream,
-            "prompt_tokens": record.prompt_tokens,
-            "completion_tokens": record.completion_tokens,
-        }
-        if record.first_byte_s is not None:
-            fields["first_byte_ms"] = round(record.first_byte_s * 1000, 2)
-        if record.estimated:
-            fields["estimated"] = True
-        if record.error:
-            fields["error"] = record.error
-        if record.detail:
-            fields["detail"] = record.detail
-        if record.trail is not None:
-            fields |= record.unusual()
-        self._requests.write(fields)
+        self._requests.write(line_of(record, elapsed))
+
+
+def line_of(record: Record, elapsed_s: float) -> dict[str, object]:
+    """What the log says of a request that is over."""
+    fields: dict[str, object] = {
+        "event": "request",
+        "id": record.id,
+        "method": record.method,
+        "endpoint": record.endpoint,
+        "status": record.status,
+        "ms": int(elapsed_s * 1e5) / 100,  # `round` takes four times as long
+        "key": record.key_id,
+        "model": record.model,
+        "replica": record.served_by,
+        "stream": record.stream,
+        "prompt_tokens": record.prompt_tokens,
+        "completion_tokens": record.completion_tokens,
+    }
+    if record.first_byte_s is not None:
+        fields["first_byte_ms"] = round(record.first_byte_s * 1000, 2)
+    if record.estimated:
+        fields["estimated"] = True
+    if record.error:
+        fields["error"] = record.error
+    if record.detail:
+        fields["detail"] = record.detail
+    if record.trail is not None:
+        fields |= record.unusual()
+    return fields

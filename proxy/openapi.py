@@ -17,8 +17,9 @@ from typing import Any
 
 from starlette.routing import Route
 
-from . import openapi_admin, openapi_files
+from . import openapi_admin, openapi_batches, openapi_files
 from .routes import audio, chat, completions, embeddings, rerank, responses, tokenize
+from .routes.deliberations import ShowDeliberation
 from .routes.health import Health, Ready, ShowMetrics
 from .routes.internal import Reports
 from .routes.messages import CountTokens, CreateMessage
@@ -93,7 +94,7 @@ _MODEL = obj(
         "created": INTEGER,
         "owned_by": STRING,
         "max_model_len": {"type": ["integer", "null"]},
-        "state": {"enum": ["ready", "starting", "unavailable"]},
+        "state": {"enum": ["ready", "starting", "idle", "unavailable"]},
     }
 )
 
@@ -199,6 +200,26 @@ SCHEMAS: dict[str, Json] = {
     ),
     "Tokens": obj({}, {"count": INTEGER, "max_model_len": {"type": ["integer", "null"]}, "tokens": {"type": "array"}}),
     "Transcription": obj({}, {"text": STRING}),
+    "Deliberation": obj(
+        {
+            "id": STRING,
+            "object": const("tribunal.deliberation"),
+            "created_at": INTEGER,
+            "expires_at": INTEGER,
+            "request_id": STRING,
+            "model": STRING,
+            "redacted": BOOLEAN,
+            "outcome": STRING,
+            "verdict": STRING,
+            "degraded": TEXT_OR_NULL,
+            "elapsed_s": NUMBER,
+            "calls": OBJECTS,
+            "candidates": OBJECTS,
+            "ballots": OBJECTS,
+            "judgements": OBJECTS,
+        },
+        {"profile": STRING, "seed": INTEGER, "usage": OBJECT},
+    ),
     "Health": obj({"status": const("ok")}),
     "Readiness": obj(
         {
@@ -208,6 +229,7 @@ SCHEMAS: dict[str, Json] = {
     ),
     "ReplicaOrder": obj({"command": {"type": "string", "enum": ["run", "drain", "stop"]}, "in_flight": INTEGER}),
     **openapi_files.SCHEMAS,
+    **openapi_batches.SCHEMAS,
     **openapi_admin.SCHEMAS,
 }
 
@@ -363,6 +385,8 @@ OPERATIONS = (
         tokenize._SHAPE, {**_NOT_STREAMED},
         {"model": "MODEL", "prompt": "Hello!"},
     ),
+    Operation("get", ShowDeliberation.path, "Chat", "What a tribunal did, by the id in its answer's header",
+              {JSON: "Deliberation"}, errors=(401, 404, 503)),
     Operation("get", ListModels.path, "Models", "List the models", {JSON: "ModelList"}, errors=(401,)),
     Operation("get", ShowModel.path, "Models", "Show a model, whose id may hold slashes", {JSON: "Model"},
               errors=_LOOKING),
@@ -375,7 +399,10 @@ OPERATIONS = (
     Operation("get", "/docs", "Service", "This description as a page", {"text/html": None}, errors=(), key=False),
     Operation("post", Reports.path, "Service", "Where replicas report, with tokens of their own",
               {JSON: "ReplicaOrder"}, OBJECT, errors=(400, 401, 408, 413, 415), key=False),
-    *(Operation(**operation) for operation in (*openapi_files.OPERATIONS, *openapi_admin.OPERATIONS)),
+    *(
+        Operation(**operation)
+        for operation in (*openapi_files.OPERATIONS, *openapi_batches.OPERATIONS, *openapi_admin.OPERATIONS)
+    ),
 )  # fmt: skip
 
 

@@ -124,11 +124,12 @@ SCHEMAS: dict[str, Json] = {
     "ProjectList": _list_of("Project"),
     "Overview": _answer(
         object={"type": "string", "const": "overview"},
+        troubles={"type": "array", "items": _STRING},
         models={
             "type": "array",
             "items": _answer(
                 model=_STRING,
-                state={"type": "string", "enum": ["ready", "starting", "unavailable"]},
+                state={"type": "string", "enum": ["ready", "starting", "idle", "unavailable"]},
                 wanted=_NUMBER_OR_NULL,
                 ready=_NUMBER_OR_NULL,
                 waiting=_INTEGER,

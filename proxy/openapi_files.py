@@ -135,7 +135,14 @@ OPERATIONS: tuple[Json, ...] = (
         },
     ),
     _operation("get", files.OneFile.path, "Show a file", "File", _SHOWING),
-    _operation("delete", files.OneFile.path, "Delete a file", "FileDeleted", _SHOWING),
+    _operation(
+        "delete",
+        files.OneFile.path,
+        "Delete a file",
+        "FileDeleted",
+        _SHOWING,
+        statuses={409: ("A batch that has not ended reads it.", "Error")},
+    ),
     _operation(
         "get",
         files.FileContent.path,

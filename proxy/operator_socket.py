@@ -49,7 +49,9 @@ def listen(path: Path) -> socket.socket:
     return listener
 
 
-class _Connection(http.client.HTTPConnection):
+class SocketConnection(http.client.HTTPConnection):
+    """To the gateway at a socket; for anybody's requests, with a key where it asks for one."""
+
     def __init__(self, path: Path) -> None:
         super().__init__("localhost", timeout=TIMEOUT_S)
         self._path = path
@@ -80,7 +82,7 @@ def text(path: Path, target: str) -> str:
 
 
 def _exchange(path: Path, method: str, target: str, data: bytes) -> tuple[int, bytes]:
-    connection = _Connection(path)
+    connection = SocketConnection(path)
     try:
         connection.request(method, target, data, {"content-type": "application/json"})
         response = connection.getresponse()

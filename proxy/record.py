@@ -68,6 +68,14 @@ class Record:
         self.estimated = False
         self.trail: Trail | None = None
 
+    @property
+    def used(self) -> tuple[int, int]:
+        """Prompt and completion tokens, with those of the calls that were made for it."""
+        children = self.trail.children if self.trail is not None else None
+        if children is not None:
+            return children.prompt_tokens, children.completion_tokens
+        return self.prompt_tokens, self.completion_tokens
+
     def note(self) -> Trail:
         """Where to write what only some requests have."""
         if self.trail is None:

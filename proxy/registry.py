@@ -17,8 +17,9 @@ class Entry:
 
     created          when this gateway took it up, in seconds since the epoch
     context_length   gives it in tokens, None where neither the configuration nor the engine says
-    state            gives "ready", "starting" or "unavailable"
+    state            gives "ready", "starting", "idle" (at zero: its first request starts it) or "unavailable"
     aliases          other names that clients may ask by; answers and accounts have `name`
+    calls            of other models that one answer is expected to take; 1 for a model that answers by itself
     """
 
     name: str
@@ -27,6 +28,7 @@ class Entry:
     context_length: Callable[[], int | None] = lambda: None
     state: Callable[[], str] = lambda: "ready"
     aliases: tuple[str, ...] = ()
+    calls: int = 1
 
     def card(self, id: str = "") -> dict[str, object]:
         """The model as `/v1/models` shows it: OpenAI's fields, vLLM's `max_model_len`, and our `state`.

@@ -43,10 +43,12 @@ class Changes:
 
 def changes(running: Config, new: Config) -> Changes:
     """Of two configurations. Order of models is no difference."""
+    before: dict[str, object] = {**running.models, **running.tribunals}
+    after: dict[str, object] = {**new.models, **new.tribunals}
     return Changes(
-        added=tuple(name for name in new.models if name not in running.models),
-        removed=tuple(name for name in running.models if name not in new.models),
-        changed=tuple(name for name, m in new.models.items() if running.models.get(name, m) != m),
+        added=tuple(name for name in after if name not in before),
+        removed=tuple(name for name in before if name not in after),
+        changed=tuple(name for name, model in after.items() if before.get(name, model) != model),
         limits=running.limits != new.limits,
         restart=tuple(_differing(running, new)),
     )

@@ -24,10 +24,17 @@ from backends.transport import Timeouts
 from .accounting import Accounting
 from .anthropic_errors import AnthropicErrors
 from .auth import Authentication, KeyRing
+from .batch import webhooks
+from .batch.assembly import runner_of
+from .batch.service import Batches
+from .batch.store import BatchStore
+from .batch.values import Batch
+from .batch.webhook_rows import EventStore
 from .bodies import BodyReader
 from .config import Config, Model
 from .content import KeepContent
 from .control import Control
+from .deliberations import Deliberations
 from .dispatch import Dispatcher
 from .files.service import Files
 from .keys import KeyStore
@@ -38,6 +45,8 @@ from .providers import foreign_backends, links_of
 from .registry import Entry, Registry
 from .routes import audio, chat, completions, embeddings, rerank, tokenize
 from .routes.admin import admin_routes
+from .routes.batches import batch_routes
+from .routes.deliberations import ShowDeliberation
 from .routes.description import describing
 from .routes.files import file_routes
 from .routes.health import Health, Ready, ShowMetrics
@@ -47,8 +56,10 @@ from .routes.messages import CountTokens, CreateMessage
 from .routes.models import ListModels, ShowModel
 from .routes.operations import operation_routes
 from .routes.responses import CancelResponse, CreateResponse, InputItems, StoredResponse
+from .state import StateDir
 from .stored_responses import StoredResponses
 from .tracing import tracing_of
+from .tribunals import Tribunals
 
 FLUSH_S = 0.25
 KEYS_EVERY_S = 0.5
@@ -76,6 +87,7 @@ class Serving:
     places          gives the places of a model that engines answer for
     numbers         gives the metrics of all processes; None where this is the only one
     loopback_only   nothing but this machine can reach it
+    home            whose state directory this is, `boot`: of the gateway that holds it now (batch/values.Worker)
     """
 
     def __init__(
@@ -91,6 +103,8 @@ class Serving:
         loopback_only: bool,
         log: FilteringBoundLogger,
         lines: LineWriter,
+        home: str,
+        boot: str,
     ) -> None:
         self._config = config
         self._control = control
@@ -104,11 +118,38 @@ class Serving:
         self._accounting = Accounting(database)
         self._keys = KeyRing(KeyStore(database), loopback_only=loopback_only)
         self.backends: dict[str, Backend] = self._made(config, {})
+        requests = RequestsLog(lines)
+        self._deliberations = Deliberations(database)
+        self._tribunals = Tribunals(
+            self._deliberations, secret=StateDir(state_dir).secret(), metrics=metrics, requests=requests, log=log
+        )
         self._registry = Registry(self._entries(config))
         self._responses = StoredResponses(database)
         self._files = Files(database, config.files, state_dir, log)
+        told, secrets = webhooks.settings_of(config.batches)
+        self._notifier = webhooks.Notifier(EventStore(database), told, secrets, log)
         bodies = BodyReader(config.server.max_body_mb * 1024 * 1024)
-        self._app = self._stack(Dispatcher(self._registry, self._accounting, control.limits), bodies)
+        dispatcher = self._tribunals.dispatcher = Dispatcher(self._registry, self._accounting, control.limits)
+        create_response = CreateResponse(dispatcher, bodies, self._responses, self._serves)
+        self.runner = runner_of(
+            config,
+            control,
+            database,
+            files=self._files,
+            dispatcher=dispatcher,
+            exchanges=create_response.exchange,
+            principal_of=self._keys.of_key,
+            home=home,
+            boot=boot,
+            metrics=metrics,
+            requests=requests,
+            events=self._events,
+            log=log,
+        )
+        self._batches = Batches(
+            BatchStore(database), self._files, told, secrets, done_at=self.runner.done_at, wake=self.runner.wake
+        )
+        self._app = self._stack(dispatcher, bodies, create_response, requests)
         self._tasks: list[asyncio.Task[None]] = []
 
     def _made(self, config: Config, kept: dict[str, Backend]) -> dict[str, Backend]:
@@ -126,17 +167,24 @@ class Serving:
         for name, model in config.models.items():
             length, state = partial(control.context_length, name), partial(control.state_of, name)
             yield Entry(name, served[name], now, length, state, model.aliases)
+        yield from self._tribunals.entries(config.tribunals, control, now)
 
-    def _stack(self, dispatcher: Dispatcher, bodies: BodyReader) -> ASGIApp:
+    def _events(self, batch: Batch) -> list[dict[str, Any]]:
+        """What is told of a batch that has ended."""
+        return webhooks.events_of(batch, self._config.batches.webhook_urls, time.time())
+
+    def _serves(self, model: str, path: str) -> bool:
+        """Whether the model's engine has an endpoint by itself; a stand-in may lack it, so not with fallbacks."""
+        known = self._config.models.get(self._registry.find(model).name)
+        if known is None or not known.engine or known.fallbacks:  # None: a tribunal
+            return False
+        return path in known.native or path in DIALECTS.get(known.engine, PLAIN).paths
+
+    def _stack(
+        self, dispatcher: Dispatcher, bodies: BodyReader, create_response: CreateResponse, requests: RequestsLog
+    ) -> ASGIApp:
         """Routes in the order in which they are tried, and what stands around them, innermost first."""
-        registry = self._registry
-
-        def serves(model: str, path: str) -> bool:
-            """Whether the model's engine has an endpoint by itself; a stand-in may lack it, so not with fallbacks."""
-            known = self._config.models[registry.find(model).name]
-            if not known.engine or known.fallbacks:
-                return False
-            return path in known.native or path in DIALECTS.get(known.engine, PLAIN).paths
+        registry, serves = self._registry, self._serves
 
         def asks(path: str, check: Check, quiet: dict[str, Any] | None = None, at: str | None = None) -> Route:
             return Route(at or path, Inference(path, check, dispatcher, bodies, quiet), methods=["POST"])
@@ -149,13 +197,15 @@ class Serving:
             *(asks(rerank.PATH, rerank.check, at=also) for also in rerank.ALSO_AT),
             asks(tokenize.PATH, tokenize.check),
             Route(audio.PATH, audio.Transcriptions(dispatcher, bodies), methods=["POST"]),
-            Route(CreateResponse.path, CreateResponse(dispatcher, bodies, self._responses, serves), methods=["POST"]),
+            Route(CreateResponse.path, create_response, methods=["POST"]),
             Route(StoredResponse.path, StoredResponse(self._responses), methods=["GET", "DELETE"]),
             Route(CancelResponse.path, CancelResponse(self._responses), methods=["POST"]),
             Route(InputItems.path, InputItems(self._responses), methods=["GET"]),
             Route(CreateMessage.path, CreateMessage(dispatcher, bodies, serves), methods=["POST"]),
             Route(CountTokens.path, CountTokens(dispatcher, bodies, serves), methods=["POST"]),
             *file_routes(self._files, bodies),
+            *batch_routes(self._batches, bodies),
+            Route(ShowDeliberation.path, ShowDeliberation(self._deliberations), methods=["GET"]),
             Route(ListModels.path, ListModels(registry), methods=["GET"]),
             Route(ShowModel.path, ShowModel(registry), methods=["GET"]),
             Route(Health.path, Health(), methods=["GET"]),
@@ -170,7 +220,7 @@ class Serving:
         app = Authentication(app, self._keys)
         if not self._config.observability.privacy:
             app = KeepContent(app)
-        return AnthropicErrors(Edge(app, self._log, RequestsLog(self._lines), self._metrics, self._tracing))
+        return AnthropicErrors(Edge(app, self._log, requests, self._metrics, self._tracing))
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         scope["app"] = self  # Starlette's router then raises its 404 and 405, which Edge translates
@@ -190,23 +240,34 @@ class Serving:
             self._log.warning("privacy_off", message="Prompts and answers are written to the log and to traces.")
         self._keys.refresh()
         await self._files.start()
+        await self._notifier.start()
+        self.runner.start()
         self._tasks = [
             asyncio.create_task(self._flush(), name="log writer"),
             asyncio.create_task(self._watch_keys(), name="keys"),
             asyncio.create_task(self._accounting.keep_writing(self._log), name="usage writer"),
+            asyncio.create_task(self._deliberations.keep_writing(self._log), name="deliberations writer"),
             asyncio.create_task(self._sweep(), name="sweeper"),
             asyncio.create_task(self._metrics.watch(), name="metrics"),
         ]
 
+    async def quiet(self) -> None:
+        """Ask nothing more of its own; `stop` does it, too."""
+        await self.runner.stop()
+
     async def stop(self) -> None:
         """After the last answer."""
+        await self.quiet()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for backend in self.backends.values():
             await backend.aclose()
+        await self._notifier.stop()
+        self._batches.close()
         await self._files.stop()
         await self._accounting.flush()
+        await self._deliberations.flush()
         if self._tracing is not None:
             await asyncio.to_thread(self._tracing.close)
         self._lines.flush()
@@ -214,6 +275,7 @@ class Serving:
     def check(self, config: Config) -> None:
         """Raises `ConfigError` for a configuration that could not be gone by."""
         foreign_backends(config.models)
+        webhooks.settings_of(config.batches)
 
     async def configure(self, config: Config) -> None:
         """Go by another configuration. Requests under way keep the backends they have."""
@@ -223,6 +285,10 @@ class Serving:
         self.backends = self._made(config, kept)
         self._config = config
         self._registry.replace(self._entries(config))
+        told, secrets = webhooks.settings_of(config.batches)
+        self._batches.configure(told, secrets)
+        self.runner.configure(config.batches)
+        self._notifier.configure(told, secrets)
         for name, backend in before.items():
             if name not in kept:
                 await backend.aclose()
@@ -246,6 +312,7 @@ class Serving:
         while True:
             try:
                 await asyncio.to_thread(self._responses.sweep)
+                await asyncio.to_thread(self._deliberations.sweep)
             except Exception:  # as above
                 self._log.exception("sweep_failed")
             await asyncio.sleep(SWEEP_EVERY_S)

@@ -3,6 +3,7 @@
     SERVER    "chat llama"      the request, a child of the client's span where it sent a `traceparent`
     INTERNAL    "queue"         each wait for a place
     CLIENT      "chat llama"    each attempt at a replica; the engine's own spans hang under the request's
+    INTERNAL    "tribunal draft"  each phase of a deliberation, and under it a CLIENT span for each of its calls
 
 The request's span is begun at its arrival, since the engine is told its id; all the rest is made when it is over, from
 what its record says. Where spans go, which are kept and what the service is called is said by the usual OTEL_*
@@ -21,6 +22,8 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.trace import SpanKind, StatusCode, set_span_in_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+from tribunal.backend import Deliberated
 
 from .messages_told import input_messages, output_messages
 from .record import Record
@@ -116,7 +119,47 @@ class Tracing:
             if part.error:
                 child.set_status(StatusCode.ERROR)
             child.end(until_ns)
+        if trail.deliberated is not None:
+            self._deliberation(trail.deliberated, parent, started_ns - round(record.started * 1e9))
         span.end(started_ns + round(elapsed_s * 1e9))
+
+    def _deliberation(self, over: Deliberated, parent: Context, zero_ns: int) -> None:
+        """A span for each phase, and under it one for each of its calls. `zero_ns`: when its clock was at 0."""
+        trace, began_s = over.trace, over.began_s
+
+        def at_ns(seconds: float) -> int:
+            return zero_ns + round((began_s + seconds) * 1e9)
+
+        phases: dict[str, Context] = {}
+        since_s = 0.0
+        for phase, reason, until_s in trace.exits:
+            said: Attributes = {"slurmgate.tribunal.exit": reason}
+            one = self._tracer.start_span(f"tribunal {phase}", parent, attributes=said, start_time=at_ns(since_s))
+            one.end(at_ns(until_s))
+            phases[phase] = set_span_in_context(one, Context())
+            since_s = until_s
+        for call in trace.calls:
+            said = {
+                "gen_ai.operation.name": "chat",
+                "gen_ai.request.model": call.model,
+                "slurmgate.tribunal.label": call.label,
+            }
+            if call.usage is not None:
+                said |= {"gen_ai.usage.input_tokens": call.usage.prompt}
+                said |= {"gen_ai.usage.output_tokens": call.usage.completion}
+            if call.outcome == "failed":
+                said["error.type"] = call.reason
+            child = self._tracer.start_span(
+                f"chat {call.model}",
+                phases.get(call.phase, parent),
+                SpanKind.CLIENT,
+                said,
+                start_time=at_ns(call.started_s),
+            )
+            if call.outcome == "failed":
+                child.set_status(StatusCode.ERROR)
+            ended_s = call.started_s + call.elapsed_s if call.elapsed_s is not None else over.ended_s - began_s
+            child.end(at_ns(ended_s))
 
     def close(self) -> None:
         """Sends what is left; takes as long as the receiver does, some seconds at most: call it in a thread."""

@@ -5,14 +5,20 @@ For the log line, the metrics and the spans, which are made when the request is 
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from backends.base import Usage
 from backends.errors import EngineRefused, GatewayError, QueueFull, QuotaExceeded, RateLimited, Unavailable
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span
+
+    from tribunal.backend import Deliberated
+
+    from .limits.seam import Pass
 
 CLIENT_ID_CHARS = 128
 _ID_BYTES = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.:+/=@")
@@ -45,6 +51,42 @@ class Wait:
 
 
 @dataclass(slots=True)
+class Children:
+    """The calls that were made for one request: how many, those that run, and the tokens of those that have ended."""
+
+    calls: int = 0
+    running: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    _pass: Pass | None = None
+    _waiter: asyncio.Future[None] | None = None
+
+    async def end(self) -> None:
+        """Return when none runs any more: those that were cancelled take a moment for it."""
+        if self.running:
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+
+    def leave(self, granted: Pass) -> None:
+        """The request is over. Its pass is given back when the last child has ended: then it is known what all used."""
+        self._pass = granted
+        self._settle()
+
+    def ended(self, usage: Usage | None) -> None:
+        self.running -= 1
+        if usage is not None:
+            self.prompt_tokens += usage.prompt_tokens
+            self.completion_tokens += usage.completion_tokens
+        if not self.running and self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+        self._settle()
+
+    def _settle(self) -> None:
+        if self._pass is not None and not self.running:
+            self._pass.leave(self.prompt_tokens + self.completion_tokens)
+
+
+@dataclass(slots=True)
 class Trail:
     """client_id   the client's own id of the request
     asked       the public name of the model that was asked, where another one answered, or spans are made
@@ -53,6 +95,8 @@ class Trail:
     limit       the kind of limit that it was over
     headers     more header lines for the engine
     body        what was asked, parsed, where spans are made
+    children    the calls of other models that were made for it, None for a request of one model
+    deliberated  what became of them
     request     the client's text, and `response` ours: only where privacy was switched off
     """
 
@@ -68,6 +112,8 @@ class Trail:
     request: str = field(default="", repr=False)
     response: str = field(default="", repr=False)
     span: Span | None = None
+    children: Children | None = None
+    deliberated: Deliberated | None = field(default=None, repr=False)
 
     def failed_at(self, at_s: float, replica_id: str, reason: str) -> None:
         self.failed.append(Attempt(at_s, replica_id, reason))
@@ -90,6 +136,15 @@ class Trail:
             fields["fallback"] = self.fallback
         if self.refusal:
             fields["refusal"] = self.refusal
+        if (children := self.children) is not None:
+            fields["calls"] = children.calls
+            fields["calls_prompt_tokens"] = children.prompt_tokens
+            fields["calls_completion_tokens"] = children.completion_tokens
+        if self.deliberated is not None:
+            trace = self.deliberated.trace
+            fields |= {"deliberation": self.deliberated.id, "outcome": trace.outcome, "verdict": trace.verdict}
+            if trace.degraded:
+                fields["degraded"] = trace.degraded
         if self.request:
             fields["request"] = self.request
         if self.response:

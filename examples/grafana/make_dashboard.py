@@ -145,6 +145,21 @@ ROWS = (
                     (f"sum by (model) (slurmgate_replica_limit{{{MODEL}}})", "{{model}} of"),
                 ),
             ),
+            Panel("Batches", ((f"max by (state) (slurmgate_batches{{{JOB}}})", "{{state}}"),)),
+            Panel(
+                "Lines of batches",
+                (
+                    (
+                        f"sum by (model, result) (rate(slurmgate_batch_lines_total{{{MODEL}}}{RATE}))",
+                        "{{model}} {{result}}",
+                    ),
+                ),
+                "reqps",
+            ),
+            Panel(
+                "Lines of batches in flight",
+                ((f"sum by (model) (slurmgate_batch_lines_in_flight{{{MODEL}}})", "{{model}}"),),
+            ),
             Panel("Service rate", ((f"sum by (model) (slurmgate_service_rate{{{MODEL}}})", "{{model}}"),), "reqps"),
         ),
     ),
@@ -178,6 +193,29 @@ ROWS = (
                 ),
                 width=6,
             ),
+        ),
+    ),
+    Row(
+        "Tribunals",
+        (
+            Panel(
+                "Deliberations a second",
+                (
+                    (
+                        rate("slurmgate_tribunal_deliberations_total", "model, verdict, outcome"),
+                        "{{model}} {{verdict}} {{outcome}}",
+                    ),
+                ),
+                "reqps",
+                stacked=True,
+            ),
+            Panel(
+                "Calls a second",
+                ((rate("slurmgate_tribunal_calls_total", "model, phase, outcome"), "{{model}} {{phase}} {{outcome}}"),),
+                "reqps",
+                stacked=True,
+            ),
+            Panel("Phases", quantiles("slurmgate_tribunal_phase_duration_seconds", also="phase"), "s"),
         ),
     ),
     Row(

@@ -12,11 +12,14 @@ from pydantic import Field, ValidationError
 
 from slurm_launcher.plugins import PluginError, install_engines
 from slurm_launcher.spec import ModelSpec
+from tribunal.profile import Profile
 
+from .batches import BatchesSection
 from .mistakes import ConfigError, mistakes_of, path_of
 from .models import Model, spec_of
 from .notation import Section
 from .sections import DatabaseSection, FilesSection, LauncherSection, Limits, Observability, Server
+from .tribunals import TribunalSection, wrong_tribunals
 
 
 class Config(Section):
@@ -24,15 +27,22 @@ class Config(Section):
     server: Server = Server()
     database: DatabaseSection = DatabaseSection()
     files: FilesSection = FilesSection()
+    batches: BatchesSection = BatchesSection()
     limits: Limits = Limits()
     observability: Observability = Observability()
     launcher: LauncherSection = LauncherSection()
+    tribunal: TribunalSection = TribunalSection()
     models: dict[Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\s|]+$")], Model] = Field(min_length=1)
 
     @property
     def specs(self) -> dict[str, ModelSpec]:
         """The models to launch."""
         return {name: spec_of(name, model) for name, model in self.models.items() if model.source is not None}
+
+    @property
+    def tribunals(self) -> dict[str, Profile]:
+        """The models that deliberate: `tribunal`, `tribunal/NAME`."""
+        return self.tribunal.profiles_by_model(self.models)
 
 
 def load(path: Path) -> Config:
@@ -68,7 +78,8 @@ def parse(text: str, source: str = "configuration") -> Config:
     except ValidationError as error:
         defaulted = defaults if isinstance(defaults, dict) else {}
         raise ConfigError(source, list(dict.fromkeys(mistakes_of(error, Config, defaulted, models)))) from None
-    if wrong := [*_wrong_fallbacks(config.models), *_wrong_aliases(config.models)]:
+    wrong = [*_wrong_fallbacks(config.models), *_wrong_aliases(config.models)]
+    if wrong := wrong or list(wrong_tribunals(config.tribunal, config.models)):
         raise ConfigError(source, wrong)
     return config
 

@@ -10,10 +10,11 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
-from sqlalchemy import Connection, Engine, delete, func, insert, or_, select, text
+from sqlalchemy import ColumnElement, Connection, Engine, delete, exists, func, insert, or_, select, text
 
 from backends.errors import InvalidRequest, NotFound
 from proxy import database as db
+from proxy.batch.values import LIVE
 
 from .quota import Quota
 from .values import File
@@ -26,6 +27,18 @@ _COUNTING = 7_302_114_897
 """The number of PostgreSQL's advisory lock under which bytes are counted and added to. SQLite has one writer anyway."""
 
 ID_LENGTH = 64
+
+
+class FileInUse(InvalidRequest):
+    """The input of a batch that has not ended."""
+
+    status = 409
+    code = "file_in_use"
+
+
+def _in_use() -> ColumnElement[bool]:
+    live = db.batches.c.input_file_id == _files.c.id, db.batches.c.status.in_(LIVE)
+    return exists().where(*live)
 
 
 class FileStore:
@@ -70,19 +83,22 @@ class FileStore:
             return [file_of(row) for row in connection.execute(wanted.order_by(order).limit(limit))]
 
     def delete(self, owner: str, file_id: str) -> None:
-        """Its bytes are to be removed afterwards. Raises `NotFound`."""
-        done = 0
+        """Its bytes are to be removed afterwards. Raises `NotFound`, `FileInUse`."""
+        done, used = 0, False
         if can_be_an_id(file_id):
             with db.writing(self._engine) as connection:
-                mine = delete(_files).where(_files.c.id == file_id, _files.c.owner == owner, self._lasting())
-                done = connection.execute(mine).rowcount
+                mine = _files.c.id == file_id, _files.c.owner == owner, self._lasting()
+                done = connection.execute(delete(_files).where(*mine, ~_in_use())).rowcount
+                used = not done and connection.execute(select(_files.c.id).where(*mine)).first() is not None
+        if used:
+            raise FileInUse(f"File '{file_id}' is read by a batch that has not ended: cancel that one first.")
         if not done:
             raise not_found("File", file_id)
 
     def forget_expired(self) -> list[str]:
-        """The ids of files past their time, whose rows are gone now."""
+        """The ids of files past their time, whose rows are gone now. One that a batch still reads is left."""
         with db.writing(self._engine) as connection:
-            past = select(_files.c.id).where(_files.c.expires_at <= int(self._now()))
+            past = select(_files.c.id).where(_files.c.expires_at <= int(self._now()), ~_in_use())
             ids = list(connection.execute(past.with_for_update()).scalars())
             for some in _slices(ids):
                 connection.execute(delete(_files).where(_files.c.id.in_(some)))

@@ -2,6 +2,8 @@
 
 families.py     every metric there is, as a table          counting.py    what finished requests add up to
 state.py        numbers of several processes, added up     coldstarts.py  what the lives of replicas add up to
+batches.py      lines that are run, batches by state
+deliberations.py  what tribunals did
 models.py       queues, places, replicas: what is now      process.py     CPU, memory, the event loop
 exposition.py   a state -> text
 
@@ -11,13 +13,28 @@ exposition.py   a state -> text
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+from .batches import BatchLines, BatchNumbers, state_of_batches
 from .counting import Counts
+from .deliberations import Deliberations
 from .exposition import exposition
 from .models import Lives, Loads, ModelLoad, ReplicaLoad, Replicas, load_of, state_of_models
 from .process import state_of_process, watch_loop
 from .state import State, counted, merged
 
-__all__ = ["Metrics", "ModelLoad", "ReplicaLoad", "State", "counted", "exposition", "load_of", "merged"]
+__all__ = [
+    "BatchLines",
+    "BatchNumbers",
+    "Metrics",
+    "ModelLoad",
+    "ReplicaLoad",
+    "State",
+    "counted",
+    "exposition",
+    "load_of",
+    "merged",
+]
 
 
 class Metrics(Counts):
@@ -28,6 +45,8 @@ class Metrics(Counts):
     lives      gives all that the launcher knows of replicas
 
     Only in the process that knows them: states are added up.
+
+    batches    gives what is known of batches here
     """
 
     def __init__(self, replicas: Replicas = tuple, loads: Loads = tuple, lives: Lives = tuple) -> None:
@@ -35,10 +54,13 @@ class Metrics(Counts):
         self._replicas = replicas
         self._loads = loads
         self._lives = lives
+        self.batches: Callable[[], BatchNumbers] = BatchNumbers
+        self.deliberations = Deliberations()
 
     def state(self) -> State:
         """All numbers of this process, as JSON."""
-        return super().state() | state_of_models(self._replicas(), self._loads()) | state_of_process()
+        now = state_of_models(self._replicas(), self._loads()) | state_of_batches(self.batches())
+        return super().state() | now | self.deliberations.state() | state_of_process()
 
     def render(self) -> bytes:
         """This process alone, in Prometheus' text format."""

@@ -103,6 +103,9 @@ QUEUE_WAIT = _histogram(
 SERVICE_RATE = _gauge(
     "slurmgate_service_rate", "Requests a second that leave the model's replicas: what retry-after is made of.", "model"
 )
+BATCHES = _gauge("slurmgate_batches", "Batches by state.", "state", merge=Merge.GREATEST)
+BATCH_LINES = _counter("slurmgate_batch_lines", "Lines of batches that have their result.", "model", "result")
+BATCH_IN_FLIGHT = _gauge("slurmgate_batch_lines_in_flight", "Lines of batches that are asked now.", "model")
 REPLICAS = _gauge("slurmgate_replicas", "Replicas by state.", "model", "state")
 REPLICA_IN_FLIGHT = _gauge("slurmgate_replica_requests_in_flight", "Requests on a replica.", "model", "replica")
 REPLICA_LIMIT = _gauge("slurmgate_replica_limit", "Requests that a replica gets at once.", "model", "replica")
@@ -116,6 +119,19 @@ COLD_STARTS = _histogram(
     bounds=START_S,
 )
 FAILED_STARTS = _counter("slurmgate_failed_replicas", "Replicas that ended by a fault, by reason.", "model", "reason")
+TRIBUNALS = _counter(
+    "slurmgate_tribunal_deliberations",
+    "Deliberations that are over: how they came to their answer, and `answered`, or why it is less or none.",
+    "model",
+    "verdict",
+    "outcome",
+)
+TRIBUNAL_CALLS = _counter(
+    "slurmgate_tribunal_calls", "Calls of other models, by phase and what came of them.", "model", "phase", "outcome"
+)
+TRIBUNAL_PHASE = _histogram(
+    "slurmgate_tribunal_phase_duration_seconds", "How long the phases of deliberations took.", "model", "phase"
+)
 LAG = _histogram(
     "slurmgate_event_loop_lag_seconds",
     "How late the event loop was to a timer that is due twice a second.",
@@ -135,7 +151,9 @@ STARTED = _gauge(
 
 FAMILIES: Final = (
     REQUESTS, IN_FLIGHT, DURATION, FIRST_TOKEN, PER_TOKEN, TOKENS, ERRORS, REJECTED, RATE_LIMITED, RETRIES, FALLBACKS,
-    QUEUE_LENGTH, QUEUE_WAIT, SERVICE_RATE, REPLICAS, REPLICA_IN_FLIGHT, REPLICA_LIMIT, BREAKER, COLD_STARTS,
-    FAILED_STARTS, LAG, PROCESSES, BUILD, CPU, RESIDENT, VIRTUAL, OPEN_FDS, MAX_FDS, STARTED,
+    QUEUE_LENGTH, QUEUE_WAIT, SERVICE_RATE, BATCHES, BATCH_LINES, BATCH_IN_FLIGHT, REPLICAS, REPLICA_IN_FLIGHT,
+    REPLICA_LIMIT, BREAKER, COLD_STARTS, FAILED_STARTS, TRIBUNALS, TRIBUNAL_CALLS, TRIBUNAL_PHASE, LAG, PROCESSES,
+    BUILD, CPU, RESIDENT, VIRTUAL, OPEN_FDS,
+    MAX_FDS, STARTED,
 )  # fmt: skip
 """In the order in which they are shown."""

@@ -50,9 +50,10 @@ class CreateResponse:
         responses.check(body)
         record.stream = body.get("stream") is True
         async with while_connected(scope):
-            await answer(send, record, self._dispatcher, await self._exchange(body, raw, record))
+            await answer(send, record, self._dispatcher, await self.exchange(body, raw, record))
 
-    async def _exchange(self, body: Json, raw: bytes, record: Record) -> Exchange:
+    async def exchange(self, body: Json, raw: bytes, record: Record) -> Exchange:
+        """How a checked body is asked. Raises `NotFound` for a response before it that is not there."""
         native = self._serves(body["model"], PATH)
         if native and not responses.stored(body) and not body.get("previous_response_id"):
             return _Untouched(native_call(record, PATH, body, raw))

@@ -43,13 +43,13 @@ async def answer(send: Send, record: Record, dispatcher: Dispatcher, exchange: E
     """Ask, and answer. Raises `GatewayError` until the client has got a byte; from then on, errors are events."""
     if not record.stream:
         async with dispatcher.answer(exchange.call, record) as reply:
-            await send_reply(send, await _whole(exchange, reply))
+            await send_reply(send, await whole(exchange, reply))
         return
     async with EventReply(send, record, exchange.events.quiet) as client:
         try:
             async with dispatcher.answer(exchange.call, record) as reply:
                 if isinstance(reply, Reply):
-                    await client.whole(await _whole(exchange, reply))
+                    await client.whole(await whole(exchange, reply))
                 else:
                     await client.relay(TranslatedStream(reply, exchange, record))
         except GatewayError as error:
@@ -59,7 +59,8 @@ async def answer(send: Send, record: Record, dispatcher: Dispatcher, exchange: E
             await client.relay(LastWord(exchange.events.fail(error)))
 
 
-async def _whole(exchange: Exchange, reply: Reply | EventStream) -> Reply:
+async def whole(exchange: Exchange, reply: Reply | EventStream) -> Reply:
+    """What the client gets, where nothing is streamed. Raises `GatewayError`."""
     if not isinstance(reply, Reply):
         raise MalformedResponse("The engine streamed what was not to be streamed.")
     changed = exchange.whole(reply)

@@ -138,6 +138,8 @@ def to_chat(body: Json, items: Iterable[Json]) -> Json:
     _say_logprobs(chat, body)
     if effort := (body.get("reasoning") or {}).get("effort"):
         chat["reasoning_effort"] = effort
+    if body.get("tribunal") is not None:
+        chat["tribunal"] = body["tribunal"]  # ours, as in chat
     if body.get("service_tier") == "flex":
         chat["service_tier"] = "flex"  # for the gateway itself (dispatch.py)
     if body.get("stream"):

@@ -26,6 +26,8 @@ def compose(start: Start, services: Services) -> Serving:
         loopback_only=start.loopback_only,
         log=services.log,
         lines=services.lines,
+        home=StateDir(start.state_dir).identity,
+        boot=start.boot,
     )
 
 

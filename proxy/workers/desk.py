@@ -7,7 +7,7 @@ when the link closes, all of it is given back.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -17,13 +17,14 @@ from backends.base import Endpoint
 from backends.errors import GatewayError, Unavailable
 from backends.places import Outcome, Seat, Want
 from proxy.config import ConfigError
+from proxy.control import BatchWork
 from proxy.limits.seam import Admission, Pass
 from proxy.metrics import State
 from proxy.principals import Principal
 from proxy.reload import Changes
 
 from .link import Handler, Link
-from .messages import OUTCOMES, Json, endpoint_to, headers_to, principal_from, reloaded_to, want_from
+from .messages import OUTCOMES, Json, endpoint_to, headers_to, principal_from, reloaded_to, want_from, work_from
 
 TOLD_AT_MOST = 256
 """Replicas of one model that a worker remembers; they come and go for as long as it lives."""
@@ -48,6 +49,8 @@ class Reporting(Protocol):
     async def reload(self) -> Changes: ...
 
     async def operate(self, verb: str, arguments: Json) -> Json: ...
+
+    def tell_batches(self, work: Mapping[str, BatchWork], process: object = None) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,13 +106,20 @@ class Desk:
         }
 
     def told(self) -> dict[str, Handler]:
-        return {"leave": self._leave, "principal": self._principal, "left": self._left, "cancel": self._cancel}
+        return {
+            "leave": self._leave,
+            "principal": self._principal,
+            "left": self._left,
+            "cancel": self._cancel,
+            "batches": self._batches,
+        }
 
     def open(self, link: Link) -> None:
         self._link = link
 
     def gone(self) -> None:
         """The link is closed: nobody waits, nobody will leave."""
+        self._deciders.control.tell_batches({}, self)
         for task in self._waits.values():  # first: what the seats below make free is not for them
             task.cancel()
         seats, self._seats = self._seats, {}
@@ -198,6 +208,9 @@ class Desk:
             task.cancel()
         self._leave(number, Outcome.ABANDONED.value, 0)
         self._left(number, 0)
+
+    def _batches(self, told: Json) -> None:
+        self._deciders.control.tell_batches(work_from(told), self)
 
     def _report(self, number: int, replica_id: str, body: Json) -> None:
         self._later(number, self._reported(number, replica_id, body))

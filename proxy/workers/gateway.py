@@ -6,6 +6,7 @@ It has what `proxy.app.Gateway` has, except that it answers nothing itself.
 from __future__ import annotations
 
 import asyncio
+import secrets
 import socket
 from collections.abc import Callable, Sequence
 
@@ -62,6 +63,7 @@ class WorkersGateway:
         foreign_backends(config.models)  # a broken plugin stops the start here, not each worker
         self._state = state
         self._loopback_only = loopback_only
+        self._boot = secrets.token_hex(8)
         self._keys = KeyStore(database)
         self._log = log
         self._lines = lines
@@ -159,7 +161,7 @@ class WorkersGateway:
     # -- what workers are told ----------------------------------------------------------------------------------------
 
     def _start(self) -> Start:
-        return Start(self.config, self._state.path, self._loopback_only, self._models())
+        return Start(self.config, self._state.path, self._loopback_only, self._models(), self._boot)
 
     def _places(self, model: str) -> ModelPlaces | None:
         return self.control.places.get(model)
@@ -167,7 +169,7 @@ class WorkersGateway:
     def _models(self) -> Models:
         control = self.control
         return {
-            name: ModelNow(endpoints, control.state_of(name), control.context_length(name))
+            name: ModelNow(endpoints, control.state_of(name), control.context_length(name), control.seats(name))
             for name, endpoints in control.endpoints().items()
         }
 

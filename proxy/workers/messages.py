@@ -19,6 +19,7 @@ from backends.base import Endpoint
 from backends.errors import GatewayError
 from backends.places import Outcome, Priority, Want
 from proxy.config import Config, ConfigError
+from proxy.control import BatchWork
 from proxy.limits.seam import Headers
 from proxy.principals import Allowance, Principal
 from proxy.reload import Changes
@@ -170,11 +171,13 @@ class ModelNow:
     endpoints        replicas that take requests
     state            ready, starting, unavailable
     context_length   in tokens, None where nobody knows
+    seats            requests that its replicas take at once; None where nobody knows
     """
 
     endpoints: int
     state: str
     context_length: int | None
+    seats: int | None = None
 
 
 Models = Mapping[str, ModelNow]
@@ -182,6 +185,14 @@ Models = Mapping[str, ModelNow]
 
 def models_to(models: Models) -> Json:
     return {name: astuple(model) for name, model in models.items()}
+
+
+def work_to(work: Mapping[str, BatchWork]) -> Json:
+    return {name: astuple(told) for name, told in work.items()}
+
+
+def work_from(told: Json) -> Mapping[str, BatchWork]:
+    return {name: BatchWork(*values) for name, values in told.items()}
 
 
 def models_from(told: Json) -> Models:
@@ -193,12 +204,14 @@ class Start:
     """The first message to a worker: all that it has to know.
 
     loopback_only   nothing but this machine can reach the gateway
+    boot            main's own mark, another one at each of its starts
     """
 
     config: Config
     state_dir: Path
     loopback_only: bool
     models: Models
+    boot: str = ""
 
 
 def start_to(start: Start) -> Json:
@@ -207,6 +220,7 @@ def start_to(start: Start) -> Json:
         "state_dir": str(start.state_dir),
         "loopback_only": start.loopback_only,
         "models": models_to(start.models),
+        "boot": start.boot,
     }
 
 
@@ -216,4 +230,5 @@ def start_from(told: Json) -> Start:
         Path(told["state_dir"]),
         told["loopback_only"],
         models_from(told["models"]),
+        told["boot"],
     )

@@ -7,12 +7,13 @@ from typing import Any
 
 from backends.errors import NotAuthenticated
 from proxy.config import Config
+from proxy.control import BatchWork
 from proxy.local_control import defaults_of
 from proxy.metrics import State
 from proxy.reload import Changes
 
 from .link import Link
-from .messages import Models, reloaded_from
+from .messages import Models, reloaded_from, work_to
 from .remote_limits import RemoteLimits
 
 
@@ -41,6 +42,13 @@ class RemoteControl:
     def context_length(self, model: str) -> int | None:
         known = self.models.get(model)
         return known.context_length if known is not None else None
+
+    def seats(self, model: str) -> int | None:
+        known = self.models.get(model)
+        return known.seats if known is not None else None
+
+    def tell_batches(self, work: Mapping[str, BatchWork], process: object = None) -> None:
+        self._link.tell("batches", work_to(work))
 
     def check_agent(self, replica_id: str, token: str) -> None:
         if not self._is_agent(replica_id, token):

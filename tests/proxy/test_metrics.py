@@ -26,13 +26,25 @@ from backends.errors import (
     Unavailable,
 )
 from backends.places import Priority
-from proxy.metrics import Metrics, ModelLoad, ReplicaLoad, State, counted, exposition, load_of, merged
+from proxy.metrics import (
+    BatchLines,
+    BatchNumbers,
+    Metrics,
+    ModelLoad,
+    ReplicaLoad,
+    State,
+    counted,
+    exposition,
+    load_of,
+    merged,
+)
 from proxy.metrics.coldstarts import ColdStarts
 from proxy.metrics.counting import CODES
 from proxy.metrics.families import FAMILIES, Kind
 from proxy.metrics.state import counts_of
 from proxy.record import Record
 from slurm_launcher.states import Failure, Replica, Status, advance
+from tests.proxy.test_deliberations import over
 from tests.waiting import until
 
 CHAT = "/v1/chat/completions"
@@ -292,12 +304,14 @@ def busy() -> Metrics:
     replica = ReplicaLoad("m-1", 3, 8)
     metrics = Metrics(lambda: [("org/m", "ready")], lambda: [ModelLoad("org/m", {"batch": 1}, (replica,), 1.0)])
     metrics.in_flight = 2
+    metrics.batches = lambda: BatchNumbers([BatchLines("org/m", 2, 1, 3)], {"in_progress": 1})
     record = finished(stream=True, first_byte_s=0.1, prompt_tokens=5, completion_tokens=5, served_by="a", status=429)
     record.attempt_failed("a", "engine_disconnected")
     record.fell_back("org/m", "overloaded")
     record.fail(RateLimited("too many", kind="requests"))
     metrics.observe(record, 0.4)
     metrics.observe_wait("org/m", 0, 1.0)
+    metrics.deliberations.observe(over("delib_1"))
     metrics.lag.observe(0.001)
     metrics.look_at([])
     metrics.look_at([Replica("a", "org/m", "hash", 0.0, status=Status.READY, ready_at=50.0)])
@@ -309,7 +323,7 @@ def test_numbers_of_several_processes_add_up() -> None:
     one, two = busy().state(), busy().state()
     alone, together = samples(one), samples(merged([one, two]))
     for family in FAMILIES:
-        if family.name.startswith("process_") or family.name == "slurmgate_build_info":
+        if family.name.startswith("process_") or family.name in ("slurmgate_build_info", "slurmgate_batches"):
             continue
         names = (
             [family.shown] if family.kind is not Kind.HISTOGRAM else [f"{family.name}_{x}" for x in ("sum", "bucket")]
@@ -317,6 +331,7 @@ def test_numbers_of_several_processes_add_up() -> None:
         for name in names:
             assert together[name] == pytest.approx({labels: 2 * value for labels, value in alone[name].items()}), name
     assert together["slurmgate_processes"][()] == 2
+    assert together["slurmgate_batches"] == {("in_progress",): 1}, "each process sees them all"
     assert together["slurmgate_build_info"] == alone["slurmgate_build_info"]
     assert together["process_start_time_seconds"] == alone["process_start_time_seconds"]
     assert together["process_max_fds"] == alone["process_max_fds"]

@@ -50,6 +50,7 @@ class FakeControl:
     reload_goes: asyncio.Event = field(default_factory=asyncio.Event)
     reloads: int = 0
     mistakes: list[str] = field(default_factory=list)
+    batches: dict[str, Any] = field(default_factory=dict)
 
     async def report(self, replica_id: str, body: dict[str, Any]) -> dict[str, Any]:
         if body.get("fault") == "ours":
@@ -58,6 +59,9 @@ class FakeControl:
             raise InvalidRequest("Not a report.", code="bad_report")
         self.reports.append((replica_id, body))
         return {"command": "run", "in_flight": 3}
+
+    def tell_batches(self, work: Any, process: object = None) -> None:
+        self.batches = work
 
     async def operate(self, verb: str, arguments: dict[str, Any]) -> dict[str, Any]:
         if arguments["model"] != "m":

@@ -42,6 +42,9 @@ class Nobody:
     async def report(self, replica_id: str, body: dict[str, Any]) -> dict[str, Any]:
         raise AssertionError
 
+    def tell_batches(self, work: Any, process: object = None) -> None:
+        """They have none."""
+
     async def operate(self, verb: str, arguments: dict[str, Any]) -> dict[str, Any]:
         raise AssertionError
 
