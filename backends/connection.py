@@ -183,9 +183,8 @@ class Connection(asyncio.Protocol):
         if response.connection is None:
             self._release()
             return
-        if self.sink is not None:
-            # after the end of a chunk a part of the next one's size may have come; that has no line end
-            self._between_chunks = self._chunk_over and data.endswith(b"\r\n")
+        # after the end of a chunk a part of the next one's size may have come; that has no line end
+        self._between_chunks = self._chunk_over and data.endswith(b"\r\n")
         if self._taken > self._room:
             self._overflow(response)
         if self.chunks and self._waiter is not None and not self._whole:
@@ -244,7 +243,8 @@ class Connection(asyncio.Protocol):
         if status >= 400 and self._unsent:
             self._unsent = self._unsent[:0]  # it does not want the rest
             self._keep_alive = False
-        self._wake()
+        if status != 200 or b"event-stream" not in response.content_type:
+            self._wake()  # else with the first events, which come later: nobody can do anything before
 
     def on_chunk_header(self) -> None:
         self._chunk_over = False

@@ -102,11 +102,12 @@ class EventReply:
             async for events in stream:
                 if record.first_byte_s is None:
                     record.first_byte_s = elapsed_s(record)
-                record.streamed += len(events)
                 if self.begun:
                     self._last = time()
+                    record.streamed += len(events)
                     await send({"type": "http.response.body", "body": events, "more_body": True})
-                else:
+                elif exchange is None or stream.headers or not self._open(stream, exchange, events):
+                    record.streamed += len(events)
                     await self.event(events)
         finally:
             if exchange is not None:
@@ -116,8 +117,7 @@ class EventReply:
         await self._body(b"", more=False)
 
     def _open(self, stream: EventStream, exchange: Exchange, events: bytes) -> bool:
-        """Takes the first events as they arrive, the head with them: of 128 streams that begin at once each then waits
-        for no more of the others' tasks than it must."""
+        """Take the first events, the head before them, in one write. False if they cannot be taken so."""
         record = self._record
         if record.first_byte_s is None:
             record.first_byte_s = elapsed_s(record)

@@ -80,6 +80,10 @@ async def relayed(reads: list[bytes], refuse: set[int]) -> tuple[bytes, int]:
     pool, connection, _ = wired()
     asking = await sent(pool)
     connection.data_received(STREAM_HEAD)
+    arriving = iter(reads)
+    while not asking.done():  # a stream's head alone is no news
+        connection.data_received(next(arriving))
+        await asyncio.sleep(0)
     response = await asking
     out: list[bytes] = []
     offered = itertools.count()
@@ -106,7 +110,7 @@ async def relayed(reads: list[bytes], refuse: set[int]) -> tuple[bytes, int]:
     response.pass_chunks_to(EventFilter(forward_usage=False).chunk_sink(push_chunk))
     reading = asyncio.ensure_future(rest())
     await asyncio.sleep(0)
-    for read in reads:
+    for read in arriving:
         connection.data_received(read)
         await asyncio.sleep(0)
         await asyncio.sleep(0)

@@ -949,12 +949,12 @@ async def test_a_slow_engine_is_not_taken_for_a_silent_one() -> None:
     pool, connection, wire = wired()
     asking = await sent(pool)
     connection.data_received(STREAM_HEAD)
-    response = await asking
     loop = asyncio.get_running_loop()
     for _ in range(3):
         for _ in range(pool.idle_sweeps):
             pool._sweep(loop)
         connection.data_received(chunk(EVENT))
+        response = await asking
         assert await response.next() == EVENT
     assert response.error is None
     for _ in range(pool.idle_sweeps + 1):
@@ -969,8 +969,8 @@ async def test_what_arrived_in_one_read_leaves_as_one_piece() -> None:
     pool, connection, _ = wired()
     asking = await sent(pool)
     connection.data_received(STREAM_HEAD)
-    response = await asking
     connection.data_received(chunk(EVENT) + chunk(EVENT))
+    response = await asking
     assert await response.next() == EVENT * 2
     connection.data_received(chunk(EVENT))
     only = connection.chunks[0]
@@ -983,3 +983,26 @@ async def test_what_arrived_in_one_read_leaves_as_one_piece() -> None:
 async def test_an_ipv6_host_is_in_brackets() -> None:
     pool = Pool("::1", 8000)
     assert pool._host_header == b"host: [::1]:8000\r\n"
+
+
+async def test_the_head_of_a_stream_is_told_of_with_its_first_events() -> None:
+    pool, connection, _ = wired()
+    asking = await sent(pool)
+    connection.data_received(STREAM_HEAD)
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert not asking.done()
+    connection.data_received(chunk(EVENT))
+    assert await (await asking).next() == EVENT
+    connection.connection_lost(None)
+
+
+async def test_a_stream_that_ends_after_its_head_is_told_of_too() -> None:
+    pool, connection, _ = wired()
+    asking = await sent(pool)
+    connection.data_received(STREAM_HEAD)
+    connection.connection_lost(None)
+    response = await asking
+    assert response.status == 200
+    with pytest.raises(Disconnected):
+        await response.next()
