@@ -61,7 +61,7 @@ kind = "local"
 [models.{model}]
 engine = "vllm"
 urls = [{urls}]
-max_in_flight = 4096
+max_in_flight = {max_in_flight}
 
 [models.{model}.timeouts]
 connect_s = {connect_s}
@@ -97,15 +97,21 @@ def slurmgate(room: Path, engine_port: int) -> Iterator[Target]:
 
 @contextlib.contextmanager
 def slurmgate_for(
-    room: Path, engine_ports: Sequence[int], *, connect_s: float = 5.0, first_byte_s: float = 600.0
+    room: Path,
+    engine_ports: Sequence[int],
+    *,
+    connect_s: float = 5.0,
+    first_byte_s: float = 600.0,
+    max_in_flight: int = 4096,
 ) -> Iterator[Target]:
-    """slurmgate before several replicas of the one model."""
+    """slurmgate before several replicas of the one model, each of which takes `max_in_flight` requests at once."""
     program = find("slurmgate")
     if program is None:
         raise NotInstalled("slurmgate: not in this environment; pip install --editable .")
     config, state, port = room / "slurmgate.toml", room / "state", free_port()
     urls = ", ".join(f'"http://127.0.0.1:{engine}"' for engine in engine_ports)
-    config.write_text(_SLURMGATE.format(model=MODEL, urls=urls, connect_s=connect_s, first_byte_s=first_byte_s))
+    settings = {"connect_s": connect_s, "first_byte_s": first_byte_s, "max_in_flight": max_in_flight}
+    config.write_text(_SLURMGATE.format(model=MODEL, urls=urls, **settings))
     made = subprocess.run(
         [program, "keys", "create", "bench", "--state-dir", str(state)], capture_output=True, text=True, check=False
     )

@@ -57,9 +57,10 @@ def runner_of(
     store = BatchStore(database)
     pauses = Pauses()
     rules = partial(rules_of, dispatcher.registry, principal_of)
+    name_of = partial(name_in, dispatcher.registry)
     runner = BatchRunner(
         store,
-        Steps(store, StepStore(database, events=events), files, rules, log, pause=pauses),
+        Steps(store, StepStore(database, events=events), files, rules, log, pause=pauses, name_of=name_of),
         Asking(dispatcher, exchanges, partial(line_asked, metrics, requests)),
         Worker(f"worker_{secrets.token_hex(8)}", home, boot),
         on_stop=pauses.end,
@@ -90,6 +91,14 @@ def rules_of(registry: Registry, principal_of: Callable[[str], Principal | None]
         return None
 
     return Rules(batch.endpoint, why_not, batch.mixed_models)
+
+
+def name_in(registry: Registry, model: str) -> str:
+    """A model's own name, by which its seats and replicas are known; as it was called, where it is gone meanwhile."""
+    try:
+        return registry.find(model).name
+    except NotFound:
+        return model
 
 
 class Pauses:

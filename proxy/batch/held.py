@@ -20,6 +20,8 @@ from .values import LineRef, Window
 
 STRETCH_BYTES = 256 * 1024
 STRETCH_LINES = 128
+READ_BELOW_LINES, READ_BELOW_BYTES = 64, STRETCH_BYTES
+"""In memory, of each window: the next stretch is read when there is less of both."""
 
 
 class Batch:
@@ -70,6 +72,7 @@ class Held:
         self.lanes: set[asyncio.Task[None]] = set()
         self._unread = deque(window.lines)
         self._ready: deque[tuple[LineRef, bytes]] = deque()
+        self._ready_bytes = 0
         self._later: list[tuple[float, int, LineRef]] = []
         self._attempts = {line.line_no: line.attempts for line in window.lines if line.attempts}
         self._deaths: dict[int, int] = {}
@@ -77,6 +80,11 @@ class Held:
     @property
     def ready(self) -> int:
         return len(self._ready)
+
+    @property
+    def hungry(self) -> bool:
+        """The next stretch is to be read soon."""
+        return len(self._ready) < READ_BELOW_LINES and self._ready_bytes < READ_BELOW_BYTES
 
     @property
     def ahead(self) -> int:
@@ -98,11 +106,16 @@ class Held:
         return self._attempts
 
     def next(self) -> tuple[LineRef, bytes] | None:
-        return self._ready.popleft() if self._ready else None
+        if not self._ready:
+            return None
+        found = self._ready.popleft()
+        self._ready_bytes -= len(found[1])
+        return found
 
     def put_back(self, line: LineRef, data: bytes) -> None:
         """It was not asked, or nothing of it is to be remembered; it is the next one."""
         self._ready.appendleft((line, data))
+        self._ready_bytes += len(data)
 
     def again(self, line: LineRef, due: float) -> None:
         heapq.heappush(self._later, (due, line.line_no, line))
@@ -140,6 +153,7 @@ class Held:
     def have_read(self, lines: Sequence[LineRef], data: Sequence[bytes]) -> None:
         self.reading = False
         self._ready.extend(zip(lines, data, strict=True))
+        self._ready_bytes += sum(map(len, data))
 
     def not_read(self, lines: Sequence[LineRef]) -> None:
         """The disk failed: later again."""

@@ -3,8 +3,8 @@
 Engines keep what they have computed for a prompt's beginning; lines that share it run one after the other, so it is
 still there. Among lines that share nothing the order of the file stays.
 
-Memory does not grow with the file's size: for each line some numbers are kept, 40 bytes in all, and its text is read
-again when its window is made. Everything blocks, and pauses as `batch_lines.check_file` does.
+Memory does not grow with the file: for each line some numbers are kept, 56 bytes in all, while it is checked, and
+its text is read again when its window is made. Everything blocks, and pauses as `batch_lines.check_file` does.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import time
 from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Final
 
@@ -46,30 +45,37 @@ _PROMPT = ("instructions", "tools", "messages", "prompt", "input")
 
 
 @dataclass(slots=True)
-class _Index:
-    """Of every line, in the order of the file. `starts` are hashes of a model with a prompt's beginning, one for
-    each depth."""
+class Index:
+    """Of every line, in the order of the file. `starts` are hashes of a model with a prompt's beginning, one for each
+    depth: good for as long as this process lives.
 
+    name_of   a model's name, where a line may use an alias
+    """
+
+    endpoint: str
+    name_of: Callable[[str], str] = lambda model: model
     numbers: array[int] = field(default_factory=lambda: array("L"))
     offsets: array[int] = field(default_factory=lambda: array("Q"))
     sizes: array[int] = field(default_factory=lambda: array("L"))
     tokens: array[int] = field(default_factory=lambda: array("Q"))
     models: array[int] = field(default_factory=lambda: array("L"))
-    starts: tuple[array[int], ...] = field(default_factory=lambda: tuple(array("Q") for _ in DEPTHS))
+    starts: tuple[array[int], ...] = field(default_factory=lambda: tuple(array("q") for _ in DEPTHS))
     names: dict[str, int] = field(default_factory=dict)
 
-    def take(self, line: batch_lines.Line, data: bytes, endpoint: str) -> None:
-        body: Json = orjson.loads(data)["body"]
-        model: str = body["model"]
+    def take(self, line: batch_lines.Line, request: Json) -> None:
+        data = line.data
+        assert data is not None  # noqa: S101  # what was parsed has bytes
+        body: Json = request["body"]
+        name = self.name_of(body["model"])
+        model = self.names.setdefault(name, len(self.names))
         self.numbers.append(line.number)
         self.offsets.append(line.offset)
         self.sizes.append(len(data))
-        self.tokens.append(requested_tokens(Call("", endpoint, model, body, data)))
-        self.models.append(self.names.setdefault(model, len(self.names)))
-        start = _start(body) if endpoint != batch_lines.EMBEDDINGS else b""
+        self.tokens.append(requested_tokens(Call("", self.endpoint, name, body, data)))
+        self.models.append(model)
+        start = _start(body) if self.endpoint != batch_lines.EMBEDDINGS else b""
         for depth, starts in zip(DEPTHS, self.starts, strict=True):
-            digest = blake2b(start[:depth], digest_size=8, person=self.models[-1].to_bytes(8))
-            starts.append(int.from_bytes(digest.digest()))
+            starts.append(hash((model, start[:depth])))
 
     def order(self, pause: Callable[[float], None]) -> Iterator[int]:
         """Indices of lines, those together that belong together: a group comes where its first line does, inside the
@@ -101,13 +107,14 @@ def _start(body: Json) -> bytes:
     return start
 
 
-def windows_of(path: Path, endpoint: str, pause: Callable[[float], None] = time.sleep) -> Iterator[NewWindow]:
-    """Windows of a file in which `check_file` has found no mistake. Raises `OSError`."""
-    index = _indexed(path, endpoint, pause)
+def windows_of(path: Path, index: Index, pause: Callable[[float], None] = time.sleep) -> Iterator[NewWindow]:
+    """Windows of a file in which `check_file` has found no mistake, and told the index. Raises `OSError`."""
     names = list(index.names)
     window: list[int] = []
     tokens = count = 0
     with path.open("rb", buffering=0) as file:
+        if index.numbers and index.numbers[0] == 1 and os.pread(file.fileno(), len(_BOM), 0) == _BOM:
+            index.offsets[0] = len(_BOM)  # which is no part of the line, and stands in front of it
         for at in index.order(pause):
             full = len(window) >= WINDOW_LINES or tokens + index.tokens[at] > WINDOW_TOKENS
             if window and (full or index.models[at] != index.models[window[0]]):
@@ -122,33 +129,7 @@ def windows_of(path: Path, endpoint: str, pause: Callable[[float], None] = time.
             yield _window(count, names, index, window, file.fileno())
 
 
-def _indexed(path: Path, endpoint: str, pause: Callable[[float], None]) -> _Index:
-    index, lines = _Index(), batch_lines.Lines()
-    worked = taken = 0
-
-    def take(found: Iterator[batch_lines.Line]) -> None:
-        nonlocal worked, taken
-        for line in found:
-            if line.data is None:
-                raise OSError("the input file is not what it was")
-            index.take(line, line.data, endpoint)
-            worked += len(line.data)
-            taken += 1
-            if worked >= batch_lines.PAUSE_EVERY_BYTES or taken >= batch_lines.PAUSE_EVERY_LINES:
-                worked = taken = 0
-                pause(batch_lines.PAUSE_S)
-
-    with path.open("rb", buffering=0) as file:
-        marked = os.pread(file.fileno(), len(_BOM), 0) == _BOM
-        while data := file.read(batch_lines.READ_BYTES):
-            take(lines.feed(data))
-    take(lines.end())
-    if marked and index.numbers and index.numbers[0] == 1:
-        index.offsets[0] += len(_BOM)  # which is no part of the line, and stands in front of it
-    return index
-
-
-def _window(number: int, names: list[str], index: _Index, ats: list[int], file: int) -> NewWindow:
+def _window(number: int, names: list[str], index: Index, ats: list[int], file: int) -> NewWindow:
     lines = []
     for at in sorted(ats):
         line = orjson.loads(os.pread(file, index.sizes[at], index.offsets[at]))

@@ -29,9 +29,6 @@ from .values import Done, LineRef
 IN_FLIGHT_BYTES = 6 * 1024 * 1024
 """Of lines that are asked, in all; one is always asked."""
 
-READ_BELOW = 64
-"""Lines in memory: the next stretch is read when there are fewer."""
-
 UNREADABLE_S = 30.0
 MOST_REST_S = 300.0
 """A budget may be raised before it begins anew."""
@@ -77,12 +74,13 @@ class Lanes:
         self._readers = ThreadPoolExecutor(1, thread_name_prefix="batch input")
         self._reading: set[asyncio.Task[None]] = set()
 
-    def look_around(self, model: ModelLanes) -> None:
+    def look_around(self, now: float, model: ModelLanes | None = None) -> None:
         """Whether somebody else asks, now or since the last look, and how many ask this model."""
-        traffic, now = self._traffic, time.monotonic()
+        traffic = self._traffic
         others = -time.monotonic_ns() if traffic.interactive_now else traffic.interactive
         self.courtesy.look(others, now)
-        model.others.look(traffic.interactive_at.get(model.name, 0), now)
+        if model is not None:
+            model.others.look(traffic.interactive_at.get(model.name, 0), now)
 
     def fill(self, model: ModelLanes) -> None:
         """Read what is needed next, and start lanes for what is ready."""
@@ -110,7 +108,7 @@ class Lanes:
     # -- reading ------------------------------------------------------------------------------------------------------
 
     def _read_ahead(self, model: ModelLanes, held: Held) -> None:
-        if held.reading or held.ready >= READ_BELOW or self._stopping:
+        if held.reading or not held.hungry or self._stopping:
             return
         lines = held.to_read()
         if lines:
@@ -147,25 +145,26 @@ class Lanes:
 
     async def _lane(self, model: ModelLanes) -> None:
         """Asks one line after the other, while there are any and none too many are asked."""
+        lane = asyncio.current_task()
+        assert lane is not None  # noqa: S101  # told to the type checker
         now = time.monotonic()
         while self._may_start(model, now) and (found := model.next(now)) is not None:
             held, line, data = found
-            if held.ready < READ_BELOW:
+            if held.hungry:
                 self._read_ahead(model, held)
-            await self._ask(model, held, line, data)
+            await self._ask(lane, model, held, line, data)
             now = time.monotonic()
 
-    async def _ask(self, model: ModelLanes, held: Held, line: LineRef, data: bytes) -> None:
-        lane = asyncio.current_task()
-        assert lane is not None  # noqa: S101  # told to the type checker
+    async def _ask(self, lane: asyncio.Task[None], model: ModelLanes, held: Held, line: LineRef, data: bytes) -> None:
         held.lanes.add(lane)
         model.in_flight += 1
         self._bytes += len(data)
         try:
-            self.look_around(model)
-            if (wait_s := self.courtesy.wait_s(time.monotonic())) > 0:
-                await asyncio.sleep(wait_s)
             began = time.monotonic()
+            self.look_around(began, model)
+            if (wait_s := self.courtesy.wait_s(began)) > 0:
+                await asyncio.sleep(wait_s)
+                began = time.monotonic()
             outcome = await self._asking.ask(held.batch.asker, line.line_no, data)
         except asyncio.CancelledError:
             held.put_back(line, data)

@@ -22,7 +22,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import orjson
 
@@ -79,8 +79,7 @@ class Waits(Enum):
     BATCH = "batch"
 
 
-@dataclass(frozen=True, slots=True)
-class Answered:
+class Answered(NamedTuple):
     """ok       its result belongs into the output file, otherwise into the error file
     data        the whole line, without its end
     waited      it had to wait for a seat

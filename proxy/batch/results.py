@@ -20,7 +20,8 @@ def first_results(connection: Connection, batch_id: str, window_no: int, results
     ours = [one for one in results if window is not None and one.epoch == window.epoch]
     if not ours:
         return None
-    waiting = {row[0] for row in hot.execute(connection, hot.WAITING_NUMBERS, batch_id, window_no).all()}
+    numbers = hot.execute(connection, hot.WAITING_NUMBERS, batch_id, window_no).scalar()
+    waiting = set(map(int, numbers.split(","))) if numbers else set()
     first: list[Done] = []
     for one in ours:
         if one.line_no in waiting:
@@ -40,8 +41,8 @@ def write_results(connection: Connection, batch_id: str, completed: int, failed:
     for one in results:
         seq += 1
         completed += one.ok
-        rows.append((OK if one.ok else FAILED, seq, one.data, batch_id, one.line_no))
-    hot.execute_many(connection, hot.RESULT, rows)
+        rows.append((OK if one.ok else FAILED, seq, one.data, one.line_no))
+    hot.write_results(connection, batch_id, rows)
     used = (
         sum(one.prompt_tokens for one in results),
         sum(one.cached_tokens for one in results),

@@ -242,8 +242,11 @@ class BatchRunner:
         local = datetime.now().astimezone()
         second = (local.hour * 60 + local.minute) * 60 + local.second
         share = share_at(self._hours, local.weekday(), second, only_in_hours=self._section.only_in_hours)
+        self.lanes.look_around(
+            now
+        )  # while there is no batch, too: whoever asked long before the first one is no company
         for name, model in self._models.items():
-            self.lanes.look_around(model)
+            self.lanes.look_around(now, model)
             seats = self._control.seats(name)
             if seats == 0:
                 model.cold, model.cold_at = True, now

@@ -22,7 +22,7 @@ from proxy.files.errors import InsufficientStorage, StorageQuotaExceeded
 from proxy.files.service import Files
 from proxy.stored_responses import StorageFailed
 
-from .input import windows_of
+from .input import Index, windows_of
 from .output import write_files
 from .step_store import Lost, StepStore
 from .store import BatchStore
@@ -43,6 +43,7 @@ REVOKED = Mistake("key_revoked", "The API key that made this batch may not be us
 class Steps:
     """rules_of   what a batch's lines have to be like, as its key and the configuration are now
     pause         `time.sleep`, by which a thread lets others run
+    name_of       a model's name, where a line may use an alias
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class Steps:
         log: FilteringBoundLogger,
         *,
         pause: Callable[[float], None] = time.sleep,
+        name_of: Callable[[str], str] = lambda model: model,
     ) -> None:
         self._store = store
         self._rows = rows
@@ -61,6 +63,7 @@ class Steps:
         self._rules_of = rules_of
         self._log = log
         self._pause = pause
+        self._name_of = name_of
         self._tidied_at: float | None = None
 
     def run(self, step: Step) -> Batch | None:
@@ -114,11 +117,12 @@ class Steps:
         batch = step.batch
         try:
             path = self._path(batch)
-            found = check_file(path, self._rules_of(batch), self._pause)
+            index = Index(batch.endpoint, self._name_of)
+            found = check_file(path, self._rules_of(batch), self._pause, index.take)
             if not found.good:
                 return self._failed(step, found.mistakes, found.models[0] if found.models else None)
             self._rows.clear(step)
-            self._add(step, path)
+            self._add(step, path, index)
         except FileNotFoundError:
             return self._failed(step, [GONE], None)
         begun = self._rows.validated(step, found.lines, found.models[0])
@@ -130,10 +134,10 @@ class Steps:
         self._log.info("batch_failed", batch=batch.id, code=mistakes[0].code, line=mistakes[0].line)
         return batch
 
-    def _add(self, step: Step, path: Path) -> None:
+    def _add(self, step: Step, path: Path, index: Index) -> None:
         waiting: list[NewWindow] = []
         lines = 0
-        for window in windows_of(path, step.batch.endpoint, self._pause):
+        for window in windows_of(path, index, self._pause):
             waiting.append(window)
             lines += len(window.lines)
             if lines >= SLICE_LINES:

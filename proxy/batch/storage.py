@@ -23,7 +23,7 @@ FIRST_WAIT_S, MOST_WAIT_S = 0.1, 5.0
 
 GROUP_S = 0.05
 """Results that come within it are committed together."""
-GROUP_LINES = 256
+GROUP_LINES = 512
 MOST_BYTES = 8 * 1024 * 1024
 """Of results that are not committed yet: then no line is started until some are."""
 

@@ -244,8 +244,9 @@ class BatchStore:
                 return None
             window_no, its_model, epoch = found[0], found[1], found[2] + 1
             hot.execute(connection, hot.CLAIM, worker.id, epoch, batch_id, window_no)
-            rows = hot.execute(connection, hot.WAITING_LINES, batch_id, window_no).all()
-        return Window(batch_id, window_no, its_model, epoch, tuple(map(LineRef._make, rows)))
+            texts = hot.execute(connection, hot.WAITING_LINES, batch_id, window_no).scalar()
+        lines = sorted(LineRef._make(map(int, text.split())) for text in texts.split(",")) if texts else []
+        return Window(batch_id, window_no, its_model, epoch, tuple(lines))
 
     def give_back(self, window: Window, not_before: float = 0.0, attempts: Mapping[int, int] | None = None) -> None:
         """Its lines without a result wait again, for anybody, from `not_before` on. Nothing happens where the window is

@@ -167,22 +167,24 @@ class Checker:
         self._judged: dict[str, tuple[str, str] | None] = {}
         self._inputs = 0
 
-    def take(self, line: Line) -> None:
+    def take(self, line: Line) -> Json | None:
+        """The request, where nothing is wrong so far."""
         found, rules = self._found, self._rules
         found.lines += 1
         if found.lines == rules.most_lines + 1:
             self._tell("too_many_tasks", f"A batch has at most {rules.most_lines} requests.", None, line.number)
         if found.lines > rules.most_lines:
-            return  # counted, and not looked at: what is wrong is known
+            return None  # counted, and not looked at: what is wrong is known
         try:
             request = self._parsed(line)
         except InvalidRequest as error:
             self._tell(error.code or "", error.message, error.param, line.number)
-            return
+            return None
         self._custom_id(request, line.number)
         self._method(request, line.number)
         self._url(request, line.number)
         self._body(request, line.number)
+        return request if not found.count else None
 
     def end(self) -> Findings:
         if not self._found.lines:
@@ -312,22 +314,34 @@ def _where(data: bytes, error: orjson.JSONDecodeError) -> str:
 # -- a file ----------------------------------------------------------------------------------------------------------
 
 
-def check_file(path: Path, rules: Rules, pause: Callable[[float], None] = time.sleep) -> Findings:
+def check_file(
+    path: Path,
+    rules: Rules,
+    pause: Callable[[float], None] = time.sleep,
+    seen: Callable[[Line, Json], None] = lambda line, request: None,
+) -> Findings:
     """To be called in a thread. It pauses again and again, so that the event loop has the interpreter when it wants it.
+
+    seen   is told of each request until the first mistake
 
     Raises `OSError`.
     """
     lines, checker = Lines(rules.line_bytes), Checker(rules)
     worked = taken = 0
+
+    def take(line: Line) -> None:
+        if (request := checker.take(line)) is not None:
+            seen(line, request)
+
     with path.open("rb", buffering=0) as file:
         while data := file.read(READ_BYTES):
             for line in lines.feed(data):
-                checker.take(line)
+                take(line)
                 worked += len(line.data or b"")
                 taken += 1
                 if worked >= PAUSE_EVERY_BYTES or taken >= PAUSE_EVERY_LINES:
                     worked = taken = 0
                     pause(PAUSE_S)
     for line in lines.end():
-        checker.take(line)
+        take(line)
     return checker.end()

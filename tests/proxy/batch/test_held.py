@@ -54,6 +54,30 @@ def test_lines_come_in_order_and_those_whose_time_has_come_before_the_others() -
     assert window.next() == (lines[1], b"2")
 
 
+def test_long_lines_are_not_read_further_ahead_than_some_bytes() -> None:
+    window = held(refs(100, STRETCH_BYTES // 4))
+    seen = [window.hungry]
+    lines = window.to_read()
+    window.have_read(lines, [bytes(line.size) for line in lines])
+    seen.append(window.hungry)
+    found = window.next()
+    seen.append(window.hungry)
+    assert found is not None
+    window.put_back(*found)
+    seen.append(window.hungry)
+    assert (len(lines), seen) == (4, [True, False, True, False])
+
+
+def test_short_lines_are_not_read_further_ahead_than_some_lines() -> None:
+    window = held(refs(1000))
+    lines = window.to_read()
+    window.have_read(lines, [b"0123456789"] * len(lines))
+    seen = [window.hungry]
+    for _ in range(len(lines) // 2 + 1):
+        window.next()
+    assert [*seen, window.hungry] == [False, True]
+
+
 def test_a_stretch_that_could_not_be_read_is_read_again() -> None:
     window = held(refs(3))
     lines = window.to_read()
