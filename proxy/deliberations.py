@@ -13,7 +13,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 from sqlalchemy import Engine, delete, insert, select
@@ -21,9 +21,11 @@ from sqlalchemy.exc import SQLAlchemyError
 from structlog.typing import FilteringBoundLogger
 
 from backends.errors import GatewayError, NotFound
-from tribunal.backend import Deliberated
 
 from . import database as db
+
+if TYPE_CHECKING:
+    from tribunal.backend import Deliberated
 
 MOST_BYTES = 8 * 1024 * 1024
 """Of one deliberation: what is larger is kept without texts."""

@@ -200,6 +200,7 @@ async def _serve(
     await gateway.start()
     gc.collect()
     gc.freeze()  # what is here now stays: the collector need not walk through it while requests wait
+    gc.enable()
     gc.set_threshold(50_000, 20, 20)  # requests make hardly any cycles; 4 % of the time went into looking for them
     shown = f"[{host}]" if ":" in host else host
     greeting = asyncio.create_task(on_start(Started(f"http://{shown}:{port}", gateway, narrowed_from)), name="greeting")

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from typing import TYPE_CHECKING
 
 from structlog.typing import FilteringBoundLogger
 
 from backends.base import Call
 from backends.errors import GatewayError
-from tribunal.backend import Deliberated, TribunalBackend
-from tribunal.latencies import Latencies
-from tribunal.profile import Profile
 
 from .children import Child
 from .control import Control
@@ -23,6 +21,11 @@ from .middleware import line_of
 from .record import Record
 from .registry import Entry
 from .tracebacks import frames_of
+
+if TYPE_CHECKING:
+    from tribunal.backend import Deliberated
+    from tribunal.latencies import Latencies
+    from tribunal.profile import Profile
 
 
 class Tribunals:
@@ -46,10 +49,17 @@ class Tribunals:
         self._metrics = metrics
         self._requests = requests
         self._log = log
-        self._latencies = Latencies()
+        self._latencies: Latencies | None = None
 
     def entries(self, profiles: Mapping[str, Profile], control: Control, created: int) -> Iterator[Entry]:
         """Of the registry. Deliberations that run keep the profile they began with."""
+        if not profiles:
+            return
+        # a tenth of a start, which who has no tribunal need not wait for
+        from tribunal.backend import TribunalBackend  # noqa: PLC0415
+        from tribunal.latencies import Latencies  # noqa: PLC0415
+
+        self._latencies = self._latencies or Latencies()
         for name, profile in profiles.items():
             backend = TribunalBackend(
                 profile, self._child, keep=self._keep, latencies=self._latencies, secret=self._secret

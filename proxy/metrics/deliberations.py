@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter as Tally
-
-from tribunal.backend import Deliberated
+from typing import TYPE_CHECKING
 
 from . import families as f
 from .counting import Histogram
 from .state import State
+
+if TYPE_CHECKING:
+    from tribunal.backend import Deliberated
 
 
 class Deliberations:
