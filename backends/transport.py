@@ -101,7 +101,7 @@ class Pool:
         return max(waited, default=0.0)
 
     async def request(self, method: bytes, target: bytes, headers: bytes, body: bytes = b"") -> Response:
-        """Send, and return when the response head is there; of a stream of events, when its first bytes are, or its end.
+        """Send, and return when the response head is there; of an event stream, when its first bytes are, or its end.
 
         `headers` is a rendered block, each line with its end; host and content-length are added here. Nothing is
         checked: whoever lets a client's bytes into `target` or `headers` must have looked for line ends.

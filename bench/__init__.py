@@ -16,6 +16,10 @@ simulated_day.py `python -m bench.simulated_day`: a site's day, with the launche
 engine_model.py  an engine's time, continuous batching (pure); engine_profiles.py its inputs; engine_users.py its users
 engine_simulator.py   the same as an OpenAI-compatible server
 experiment.py    `python -m bench.experiment`: four model sizes, directly and through the gateway (docs/experiment.md)
+batches.py       `python -m bench.batches`: 50,000 lines; batch_latency.py what others notice; batch_client.py
+tribunal_eval.py `python -m bench.tribunal_eval`: what a tribunal is worth; tribunal_members.py who sits in it
+tribunal_overhead.py  `python -m bench.tribunal_overhead`: what it costs beyond its models
+rolling.py, cold_start.py, reconcile.py   `make bench-slurm`, on a real Slurm: slurm_site.py, constant.py
 sampling.py      `--profile`: py-spy on slurmgate under the same load
 __main__.py      the one command
 

@@ -17,6 +17,7 @@ import argparse
 import asyncio
 import json
 import multiprocessing
+import os
 import re
 import subprocess
 import sys
@@ -143,6 +144,7 @@ def engine(port: int, answer_s: float, pipe: Connection) -> None:
         loop.add_reader(pipe.fileno(), done.set)
         await done.wait()
         loop.remove_reader(pipe.fileno())
+        os.set_blocking(pipe.fileno(), True)  # the loop has changed that
         server.close()
         return log
 

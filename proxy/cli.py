@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import signal
@@ -64,6 +65,7 @@ def serve(
     ] = None,
 ) -> None:
     """Run the gateway. Without a configuration: two small models on this machine, to try it out."""
+    gc.disable()  # while modules are read, which takes most of the start and leaves no garbage; the server turns it on
     config = read_config(config_file)
     state = open_state(config, state_dir)
 
@@ -198,6 +200,7 @@ def render(
     model: Annotated[str, typer.Argument(help="A model of the configuration.")],
     config_file: ConfigOption = None,
     state_dir: StateOption = None,
+    placement: Annotated[str, typer.Option("--placement", help="One of its placements, in place of its own.")] = "",
 ) -> None:
     """Print the batch script of a model, as it would be submitted, its secrets blacked out."""
     config = read_config(config_file)
@@ -215,9 +218,13 @@ def render(
     if spec is None:
         known = ", ".join(config.specs) or "none"
         raise Mistake(f"no model {model!r} to launch in the configuration; there are: {known}")
+    kind = spec.at(placement)
+    if kind is None:
+        known = ", ".join(one.name for one in spec.placements) or "none"
+        raise Mistake(f"no placement {placement!r} of {model}; there are: {known}")
     url = config.server.advertise_url or advertised(config, config.server.host, config.server.port)
     site = site_of(config, state, url)
-    say(Builder(config, site, Secrets(b"")).script(spec, "REPLICA", redact=True).rstrip("\n"))
+    say(Builder(config, site, Secrets(b"")).script(kind, "REPLICA", redact=True).rstrip("\n"))
 
 
 # -- stop ------------------------------------------------------------------------------------------------------------

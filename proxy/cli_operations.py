@@ -166,6 +166,7 @@ def _replicas(seen: Json) -> Table:
     table.add_column("note", overflow="fold")
     for r in seen["replicas"]:
         job = f"{r['job'] or '-'}{'@' + r['cluster'] if r['cluster'] else ''}"
+        job += f" ({placement})" if (placement := r.get("placement")) else ""
         left = "-" if r["time_left_s"] is None else span(r["time_left_s"])
         note = r["failure"]["message"] if r["failure"] else r["note"]
         times = (span(time.time() - r["created_at"]), left, str(r["in_flight"]))

@@ -18,6 +18,9 @@ RECENT_S = 60.0
 """What a median time to first token is taken over."""
 
 
+TOLD_EVERY_S = 1.5
+"""What batches tell of their lines in flight may be so old."""
+
 FORGOTTEN_S = 30.0
 """What a process has told of its batches, and not told again since."""
 
@@ -68,6 +71,8 @@ class Demands:
         self._batches = batches or Batches()
         self._clock = clock
         self._last_at: dict[str, float] = {}
+        self._interactive_at: dict[str, float] = {}
+        self._others: dict[str, tuple[float, int]] = {}
         self._ended: dict[str, tuple[int, float]] = {}
         self._seen: dict[str, deque[tuple[float, list[int]]]] = {}
 
@@ -81,7 +86,8 @@ class Demands:
         in_flight = sum(replica.in_flight for replica in seen.replicas)
         queued, batch = seen.waiting[Priority.INTERACTIVE], seen.waiting[Priority.BATCH]
         ended = (places.rate.count, places.rate.total_s)
-        if in_flight or queued or batch or ended != self._ended.get(model, ended):
+        has_ended = ended != self._ended.get(model, ended)
+        if in_flight or queued or batch or has_ended:
             self._last_at[model] = now
         self._ended[model] = ended
         limits = places.limits()
@@ -89,6 +95,11 @@ class Demands:
         queued += batch
         of_batches = min(queued, work.in_flight)
         in_flight = max(0, in_flight - (work.in_flight - of_batches))
+        busy = bool(work.replicas or work.in_flight)
+        interactive = seen.waiting[Priority.INTERACTIVE] + self._steady(model, in_flight, now, busy=busy)
+        # while lines run, what has ended between two looks was one of them, most likely
+        if interactive or (has_ended and not busy and not batch):
+            self._interactive_at[model] = now
         capacity = sum(limits.values()) / len(limits) if limits else float(admitted(self._engine_of(model)))
         return Demand(
             in_flight=in_flight,
@@ -97,7 +108,16 @@ class Demands:
             capacity=capacity,
             ttft_s=self._median(model, now),
             last_request_at=self._last_at.get(model),
+            interactive=interactive,
+            interactive_at=self._interactive_at.get(model),
         )
+
+    def _steady(self, model: str, in_flight: int, now: float, *, busy: bool) -> int:
+        """Requests in flight that are no lines of batches: while lines run, those that an earlier look has seen too."""
+        at, before = self._others.get(model, (float("-inf"), 0))
+        if now - at >= TOLD_EVERY_S:
+            self._others[model] = now, in_flight
+        return min(in_flight, before) if busy else in_flight
 
     def _median(self, model: str, now: float) -> float | None:
         """Of the times to first token of the last minute, as the upper bound of the bucket it is in."""

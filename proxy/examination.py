@@ -51,7 +51,7 @@ async def examine(
     it = Examination(config, state, site, specs, wait_s)
     findings = [*it.here(config_file)]
     if config.launcher.kind == "slurm":
-        for name in sorted({spec.resources.cluster for spec in specs.values()} or {""}):
+        for name in sorted({kind.resources.cluster for spec in specs.values() for kind in spec.kinds} or {""}):
             findings += [finding async for finding in it.cluster(name)]
     return findings
 
@@ -106,7 +106,8 @@ class Examination:
         """One cluster and the models on it."""
         cluster = SlurmCluster(f"slurmgate-doctor-{self.site.service}", name=name)
         build = Builder(self.config, self.site, Secrets(b""))
-        specs = {model: spec for model, spec in self.specs.items() if spec.resources.cluster == name}
+        kinds = [kind for spec in self.specs.values() for kind in spec.variants]
+        specs = {kind.label: kind for kind in kinds if kind.resources.cluster == name}
         scripts: dict[str, str] = {}
         for model, spec in list(specs.items()):
             try:

@@ -45,7 +45,7 @@ def clusters_of(config: Config, state: StateDir) -> dict[str, Cluster]:
     """By name; "" is the default one, which is always among them."""
     if config.launcher.kind == "local":
         return {"": LocalCluster(state.jobs, config.launcher.service)}
-    names = {"", *(spec.resources.cluster for spec in config.specs.values())}
+    names = {"", *(kind.resources.cluster for spec in config.specs.values() for kind in spec.kinds)}
     return {name: SlurmCluster(f"slurmgate-{config.launcher.service}", name=name) for name in sorted(names)}
 
 
@@ -60,11 +60,11 @@ class Builder:
     def check(self, specs: Mapping[str, ModelSpec]) -> None:
         """Raises `ConfigError` for values that cannot stand in a batch script: now, not when a replica is needed."""
         mistakes = []
-        for name, spec in specs.items():
+        for spec in (kind for model in specs.values() for kind in model.variants):
             try:
                 self.script(spec, "REPLICA", redact=True)
             except ValueError as error:
-                mistakes.append(f'models."{name}": {error}')
+                mistakes.append(f"{spec.path}: {error}")
         if mistakes:
             raise ConfigError("configuration", mistakes)
 
@@ -78,23 +78,27 @@ class Builder:
         refused = []
         for name, spec in config.specs.items():
             mode = config.models[name].fit
-            if (verdict := check_fit(spec, mode)) is not None:
-                if mode == "refuse":
-                    refused.append(line(spec, verdict))
-                else:
-                    log.warning("model_may_not_fit", model=name, why=line(spec, verdict))
+            for kind in spec.variants:
+                if (verdict := check_fit(kind, mode)) is not None:
+                    if mode == "refuse":
+                        refused.append(line(kind, verdict))
+                    else:
+                        log.warning("model_may_not_fit", model=name, why=line(kind, verdict))
             if (missing := missing_weights(spec)) is not None:
                 log.warning("weights_not_found", model=name, why=missing)
         if refused:
             raise ConfigError("configuration", refused)
 
     def __call__(self, spec: ModelSpec, replica_id: str, submit: Submit) -> Submission:
-        mark = JobComment(self._site.service, spec.name, replica_id, spec.config_hash)
+        mark = self._mark(spec, replica_id)
         log = self._site.log_directory / f"{replica_id}.log"
         return Submission(replica_id, self.script(spec, replica_id, submit), mark, log)
 
+    def _mark(self, spec: ModelSpec, replica_id: str) -> JobComment:
+        return JobComment(self._site.service, spec.name, replica_id, spec.config_hash, spec.placement)
+
     def script(self, spec: ModelSpec, replica_id: str, submit: Submit | None = None, *, redact: bool = False) -> str:
-        mark = JobComment(self._site.service, spec.name, replica_id, spec.config_hash)
+        mark = self._mark(spec, replica_id)
         lines: list[str] = []
         if not self._local:
             lines = directives(

@@ -125,6 +125,7 @@ def replica_card(replica: Replica, now: float, in_flight: int = 0) -> Json:
         "state": replica.word,
         "cluster": replica.cluster,
         "job": replica.job_id,
+        "placement": replica.placement,
         "node": replica.node or None,
         "created_at": replica.created_at,
         "ready_at": replica.ready_at,

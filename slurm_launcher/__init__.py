@@ -20,6 +20,7 @@
     reconcile(facts)         reconcile.py  facts -> actions, pure
         |                    observing.py  what the scheduler says -> replicas
         |                    wanting.py    who leaves, how many are missing, who goes
+        |                    placing.py    which kind of replica the missing ones become
         |                    failing.py    when to try again, where not; diagnosis.py: why an engine ended
         |                    autoscale.py  demand -> how many there shall be
         v

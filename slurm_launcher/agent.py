@@ -596,6 +596,7 @@ class Reporter(threading.Thread):
             "replica": manifest["replica"],
             "model": manifest["model"],
             "config": manifest["config"],
+            "placement": manifest.get("placement", ""),
             "cluster": manifest["cluster"],
             "job": os.environ.get("SLURMGATE_JOB_ID") or os.environ.get("SLURM_JOB_ID") or "",
             "life": int(os.environ.get("SLURM_RESTART_COUNT") or 0),

@@ -18,6 +18,7 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 BUSY = 0.7
 """A replica is aimed at this share of what it takes at once: at 1.0 every burst would have to queue."""
@@ -89,6 +90,8 @@ class Demand:
 
     in_flight, queued   requests, batch work aside
     batch_replicas      how many replicas its batch work could keep busy (0: none waits)
+    interactive         of those in flight and queued, what is no batch work; None: all of them
+    interactive_at      as `last_request_at`, of such requests
     capacity            requests that one replica takes at once
     ttft_s              median time to first token of the last minute, None without requests
     last_request_at     seconds since the epoch, None for never
@@ -100,6 +103,14 @@ class Demand:
     capacity: float = 1.0
     ttft_s: float | None = None
     last_request_at: float | None = None
+    interactive: int | None = None
+    interactive_at: float | None = None
+
+    @property
+    def without_batches(self) -> Demand:
+        """What everybody else asks for."""
+        requests = self.in_flight + self.queued if self.interactive is None else self.interactive
+        return replace(self, in_flight=requests, queued=0, batch_replicas=0, last_request_at=self.interactive_at)
 
     @property
     def any(self) -> bool:
@@ -210,8 +221,12 @@ class Allowance:
     gpus: int | None = None
 
 
-def allot(wishes: Mapping[str, Wish], pending: int, gpus: int, allowance: Allowance) -> dict[str, int]:
-    """How many replicas each model may submit: one each in turn, those with the fewest replicas first.
+Wishing = TypeVar("Wishing", str, tuple[str, int])
+"""A model, or one kind of its replicas by rank."""
+
+
+def allot(wishes: Mapping[Wishing, Wish], pending: int, gpus: int, allowance: Allowance) -> dict[Wishing, int]:
+    """How many replicas each may submit: one each in turn, those with the fewest replicas first.
 
     pending, gpus   jobs that wait in the queue, and GPUs that live replicas have or wait for
     """

@@ -33,6 +33,7 @@ class JobComment:
     model: str
     replica_id: str
     config_hash: str
+    placement: str = ""
 
     def dumps(self) -> str:
         """One line of JSON whose values are percent-encoded, but for `/` and `:`.
@@ -41,6 +42,8 @@ class JobComment:
         unchanged, whatever the model is called. Slurm takes up to 1024 bytes.
         """
         fields = {"service": self.service, "model": self.model, "replica": self.replica_id, "config": self.config_hash}
+        if self.placement:  # the model's own kind has none, as in jobs of version 0.1
+            fields["placement"] = self.placement
         encoded = {name: quote(value, safe="/:") for name, value in fields.items()}
         return json.dumps({"slurmgate": 1, **encoded}, separators=(",", ":"))
 
@@ -56,6 +59,7 @@ class JobComment:
                 model=unquote(str(fields["model"])),
                 replica_id=unquote(str(fields["replica"])),
                 config_hash=unquote(str(fields["config"])),
+                placement=unquote(str(fields.get("placement", ""))),
             )
         except (ValueError, TypeError, KeyError):
             return None

@@ -164,14 +164,12 @@ def model_findings(spec: ModelSpec, seen: Seen) -> Iterator[Finding]:
 def partition_finding(
     spec: ModelSpec, partitions: Sequence[Partition], known: Sequence[Partition], nodes: Sequence[Node]
 ) -> Finding:
-    what, asked = f"{spec.name}: partition", spec.resources.partition
+    what, asked = f"{spec.label}: partition", spec.resources.partition
     missing = sorted(set(asked.split(",")) - {p.name for p in partitions}) if asked else []
     names = ", ".join(p.name for p in known) or "none"
     if missing or not partitions:
         said = f"there is no partition {', '.join(missing)}" if missing else "no partition is the default one"
-        return wrong(
-            what, f"{said}; there are: {names}.", f'Set slurm.partition of models."{spec.name}" to one of them.'
-        )
+        return wrong(what, f"{said}; there are: {names}.", f"Set slurm.partition of {spec.path} to one of them.")
     closed = [f"{p.name} is {p.state}" for p in partitions if p.state != "UP"]
     if len(closed) == len(partitions):
         return wrong(
@@ -191,7 +189,7 @@ def partition_finding(
 
 def time_finding(spec: ModelSpec, partitions: Sequence[Partition], configuration: Record) -> Finding:
     """Without EnforcePartLimits Slurm takes a job that asks for too long, and lets it wait for ever."""
-    what, asked = f"{spec.name}: time limit", float(spec.resources.time_limit_s)
+    what, asked = f"{spec.label}: time limit", float(spec.resources.time_limit_s)
     limits = {p.name: p.max_time_s for p in partitions}
     allowed = " or ".join(f"{'no limit' if s is None else shown(s)} in {name}" for name, s in limits.items())
     if not asked:
@@ -204,7 +202,7 @@ def time_finding(spec: ModelSpec, partitions: Sequence[Partition], configuration
         return wrong(
             what,
             f"{shown(asked)} is asked for, and allowed is {allowed}.",
-            f'Set slurm.time of models."{spec.name}" to at most that: such a job would wait for ever.',
+            f"Set slurm.time of {spec.path} to at most that: such a job would wait for ever.",
         )
     takes = spec.start_timeout_s + spec.lead_s
     if asked < takes:
@@ -222,7 +220,7 @@ def shown(seconds: float) -> str:
 
 
 def gpu_finding(spec: ModelSpec, nodes: Sequence[Node]) -> Finding:
-    what, r = f"{spec.name}: GPUs", spec.resources
+    what, r = f"{spec.label}: GPUs", spec.resources
     asked = f"{r.gpus} {r.gpu_type or 'GPU' if r.gpus == 1 or r.gpu_type else 'GPUs'}"
     most: dict[str, int] = {}
     for node in nodes:
@@ -238,7 +236,7 @@ def gpu_finding(spec: ModelSpec, nodes: Sequence[Node]) -> Finding:
         return wrong(
             what,
             f"{asked} on a node is asked for; the largest nodes there have {has}.",
-            f'Correct slurm.gpus and slurm.gpu_type of models."{spec.name}"; see `sinfo -o "%N %G"`.',
+            f'Correct slurm.gpus and slurm.gpu_type of {spec.path}; see `sinfo -o "%N %G"`.',
         )
     return ok(what, f"{asked}: {len(fitting)} {'node has' if len(fitting) == 1 else 'nodes have'} them.")
 
@@ -254,7 +252,7 @@ def account_findings(spec: ModelSpec, partitions: Sequence[Partition], configura
     for kind, name in (("account", r.account), ("QOS", r.qos)):
         if name and not accounting(configuration):
             yield warning(
-                f"{spec.name}: {kind}",
+                f"{spec.label}: {kind}",
                 f"{kind} {name} is asked for, but this Slurm has no slurmdbd and takes any.",
                 f"Leave slurm.{kind.lower()} out, unless a plugin of the site reads it.",
             )
@@ -262,10 +260,10 @@ def account_findings(spec: ModelSpec, partitions: Sequence[Partition], configura
         if kept_out(r.account, p.allowed_accounts, p.denied_accounts):
             takes = ", ".join(sorted(p.allowed_accounts)) or f"all but {', '.join(sorted(p.denied_accounts))}"
             sentence = f"account {r.account} may not use partition {p.name}."
-            yield wrong(f"{spec.name}: account", sentence, f"It takes {takes}.")
+            yield wrong(f"{spec.label}: account", sentence, f"It takes {takes}.")
         if kept_out(r.qos, p.allowed_qos, p.denied_qos):
             takes = ", ".join(sorted(p.allowed_qos)) or f"all but {', '.join(sorted(p.denied_qos))}"
-            yield wrong(f"{spec.name}: QOS", f"QOS {r.qos} may not use partition {p.name}.", f"It takes {takes}.")
+            yield wrong(f"{spec.label}: QOS", f"QOS {r.qos} may not use partition {p.name}.", f"It takes {takes}.")
 
 
 def kept_out(name: str | None, allowed: frozenset[str], denied: frozenset[str]) -> bool:
@@ -277,7 +275,7 @@ def maintenance_findings(spec: ModelSpec, partitions: Sequence[Partition], seen:
     at = next_maintenance([n for p in partitions for n in p.nodes], seen.reservations, seen.now)
     if at is None:
         return
-    what = f"{spec.name}: maintenance"
+    what = f"{spec.label}: maintenance"
     if at <= seen.now:
         yield warning(what, "all nodes of its partition are in maintenance.", "Nothing: it starts when that is over.")
     elif spec.resources.time_limit_s and at - seen.now < spec.resources.time_limit_s:
@@ -290,8 +288,8 @@ def maintenance_findings(spec: ModelSpec, partitions: Sequence[Partition], seen:
 
 
 def test_findings(spec: ModelSpec, seen: Seen) -> Iterator[Finding]:
-    answer = seen.tests.get(spec.name)
-    what = f"{spec.name}: submission"
+    answer = seen.tests.get(spec.label)
+    what = f"{spec.label}: submission"
     match answer:
         case None:
             return

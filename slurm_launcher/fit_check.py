@@ -53,7 +53,7 @@ def check_fit(spec: ModelSpec, mode: Mode) -> Verdict | None:
 
 def line(spec: ModelSpec, verdict: Verdict) -> str:
     """For a `ConfigError` or a log: the key's path, and the numbers."""
-    return f'models."{spec.name}".slurm.gpus: {verdict.sentence}{_assumed(verdict)}'
+    return f"{spec.path}.slurm.gpus: {verdict.sentence}{_assumed(verdict)}"
 
 
 def missing_weights(spec: ModelSpec) -> str | None:

@@ -24,7 +24,7 @@ from .observing import COMPLETING, STRANGER, JobKey, Poll, key_of
 from .outlook import outlook
 from .reconcile import Cancel, Facts, Forget, Put, Submit, reconcile
 from .reports import Report, command_for, heard
-from .spec import ModelSpec, Secrets, Site
+from .spec import ModelSpec, Placement, Resources, Secrets, Site
 from .states import Failure, Replica, Status, Target, advance
 from .store import CannotSave, ReplicaStore
 from .wanting import serving, stop
@@ -121,12 +121,14 @@ class Launcher:
         self._replicas: dict[str, Replica] = {}
         self._endpoints: dict[str, tuple[Endpoint, ...]] = {}
         self._memories: dict[str, Memory] = {}
+        self._interactive: dict[str, Memory] = {}
+        """The same without what batches ask for, of models that place those elsewhere."""
         self._set: dict[str, int] = {}
         self._wake = asyncio.Event()
         self._poll_soon = True
         self._polled_at = 0.0
         self._took_s = 0.0
-        self._maintenance: dict[str, float] = {}
+        self._maintenance: dict[tuple[str, str], float] = {}
         self._maintenance_at = 0.0
         self._changed: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
         self._waiting: Counter[str] = Counter()
@@ -152,9 +154,12 @@ class Launcher:
     def configure(self, models: Mapping[str, ModelSpec]) -> None:
         """Other models from now on. Replicas that no longer fit are replaced one by one, those of no model drained."""
         gone = self.models.keys() - models.keys()
+        reweighed = [model for model, spec in models.items() if model in self.models and self.models[model] != spec]
         self.models = dict(models)
         for model in gone:
             self._changed.pop(model, asyncio.Event()).set()
+        for model in reweighed:
+            self._refresh(model)
         self._wake.set()
 
     async def stop(self) -> None:
@@ -204,9 +209,11 @@ class Launcher:
         now = self._clock()
         due = self._polled_at + self._poll_every_s()
         for model, spec in self.models.items():
-            at = retry_at([r for r in self._replicas.values() if r.model == model and r.ended], spec)
-            if at > now:
-                due = min(due, at)
+            ended = [r for r in self._replicas.values() if r.model == model and r.ended]
+            for kind in spec.variants if ended else ():
+                at = retry_at([r for r in ended if r.placement == kind.placement], kind)
+                if at > now:
+                    due = min(due, at)
         if any(spec.scaling.least != spec.scaling.most for spec in self.models.values()):
             due = min(due, now + self._pace.scale_s)
         quiet = [at for r in self._replicas.values() if r.status is Status.READY and (at := self._quiet_at(r)) > now]
@@ -237,6 +244,7 @@ class Launcher:
         now = self._clock()
         await self._look_for_maintenance(now)
         live = [r for r in self._replicas.values() if not r.ended]
+        counts = {model: self._count(spec, live, now) for model, spec in self.models.items()}
         facts = Facts(
             now=now,
             wanted=self.models,
@@ -244,7 +252,8 @@ class Launcher:
             poll=poll,
             service=self._site.service,
             heartbeat_s=self._site.heartbeat_s,
-            counts={model: self._count(spec, live, now) for model, spec in self.models.items()},
+            counts={model: total for model, (total, _) in counts.items()},
+            interactive={model: interactive for model, (_, interactive) in counts.items()},
             in_flight={r.id: self._in_flight(r.id) for r in live},
             maintenance=self._maintenance,
             allowance=self._allowance,
@@ -270,14 +279,25 @@ class Launcher:
                 await self._submit(action)
         await self._save()
 
-    def _count(self, spec: ModelSpec, live: list[Replica], now: float) -> int:
-        """How many replicas a model shall have: what an operator has set, else what its demand asks for."""
+    def _count(self, spec: ModelSpec, live: list[Replica], now: float) -> tuple[int, int]:
+        """How many replicas a model shall have: what an operator has set, else what its demand asks for; and how many
+        of them without what batches ask for."""
         ours = [r for r in live if r.model == spec.name and serving(r)]
         memory = self._memories.get(spec.name) or restarted(Memory(), len(ours))
         ready = sum(r.status is Status.READY for r in ours)
-        memory = decide(spec.scaling, self._demand(spec.name), Supply(ready, len(ours) - ready), memory, Clock.at(now))
+        supply, demand, clock = Supply(ready, len(ours) - ready), self._demand(spec.name), Clock.at(now)
+        memory = decide(spec.scaling, demand, supply, memory, clock)
         self._memories[spec.name] = memory
-        return self._set.get(spec.name, memory.wanted)
+        if spec.name in self._set:
+            return self._set[spec.name], self._set[spec.name]
+        cheap = {kind.name for kind in spec.placements if kind.batch_only}
+        if not cheap:
+            self._interactive.pop(spec.name, None)
+            return memory.wanted, memory.wanted
+        before = self._interactive.get(spec.name) or restarted(Memory(), sum(r.placement not in cheap for r in ours))
+        without = decide(spec.scaling, demand.without_batches, supply, before, clock)
+        self._interactive[spec.name] = without
+        return memory.wanted, min(without.wanted, memory.wanted)
 
     async def _poll(self) -> Poll | None:
         """One question to each cluster; None if none of them has answered."""
@@ -319,26 +339,41 @@ class Launcher:
         return jobs
 
     async def _look_for_maintenance(self, now: float) -> None:
-        """When the nodes of each model go away next. What could not be asked stays as it was."""
+        """When the nodes that replicas may use go away next. What could not be asked stays as it was."""
         if now - self._maintenance_at < self._pace.maintenance_s:
             return
         self._maintenance_at = now
-        for model, spec in self.models.items():
-            cluster = self._clusters.get(spec.resources.cluster)
+        places = {kind.resources.place for spec in self.models.values() for kind in spec.kinds}
+        self._maintenance = {place: at for place, at in self._maintenance.items() if place in places}
+        for name, partition in sorted(places):
+            cluster = self._clusters.get(name)
             if cluster is None:
                 continue
             with contextlib.suppress(CouldNotAsk):
-                begins_at = await cluster.maintenance(spec.resources.partition or "", now)
-                self._maintenance.pop(model, None)
+                begins_at = await cluster.maintenance(partition, now)
+                self._maintenance.pop((name, partition), None)
                 if begins_at is not None:
-                    self._maintenance[model] = begins_at
+                    self._maintenance[name, partition] = begins_at
 
     async def _submit(self, submit: Submit) -> None:
-        spec = self.models[submit.model]
-        cluster = self._clusters[spec.resources.cluster]
+        spec = self.models[submit.model].at(submit.placement)
+        if spec is None:
+            return  # the configuration has changed since
+        cluster = self._clusters.get(spec.resources.cluster)
         name = re.sub(r"[^a-z0-9]+", "-", spec.name.lower()).strip("-")[-40:]
         replica_id = f"{name}-{random_source.token_hex(4)}"
-        replica = Replica(replica_id, spec.name, spec.config_hash, created_at=self._clock(), cluster=cluster.name)
+        replica = Replica(
+            replica_id,
+            spec.name,
+            spec.config_hash,
+            created_at=self._clock(),
+            cluster=spec.resources.cluster,
+            placement=spec.placement,
+        )
+        if cluster is None:
+            why = f"Cluster {spec.resources.cluster!r} was not named when the gateway was started: start it again."
+            self._put(advance(replica, Status.FAILED, self._clock(), Failure("refused", why)))
+            return
         self._put(replica)
         await self._save()  # before the submission: a crash in between leaves a record to match the job with
         try:
@@ -354,7 +389,8 @@ class Launcher:
         # the agent may have reported while the answer was on its way
         self._put(replace(self._replicas[replica_id], job_id=job_id, note="submitted"))
         self._poll_soon = True
-        self._log.info("replica_submitted", replica=replica_id, model=spec.name, job=job_id)
+        placed = {"placement": spec.placement} if spec.placement else {}
+        self._log.info("replica_submitted", replica=replica_id, model=spec.name, job=job_id, **placed)
 
     async def _cancel(self, cancels: list[Cancel]) -> None:
         for name in {cancel.cluster for cancel in cancels} & self._clusters.keys():
@@ -524,9 +560,13 @@ class Launcher:
         self._refresh(replica.model)
 
     def _refresh(self, model: str) -> None:
+        spec = self.models.get(model)
+        kinds = {kind.name: kind for kind in spec.kinds} if spec is not None else {}
+        own = Placement("", Resources())
         self._endpoints[model] = tuple(
-            Endpoint(r.id, r.host, r.port, self._secrets.engine_key(r.id), ends_at=r.ends_at)
+            Endpoint(r.id, r.host, r.port, self._secrets.engine_key(r.id), kind.weight, kind.limit, r.ends_at)
             for r in self._replicas.values()
+            for kind in (kinds.get(r.placement, own),)
             if r.model == model and r.status is Status.READY and r.target is Target.RUN
         )
         self._changed.pop(model, asyncio.Event()).set()

@@ -267,4 +267,5 @@ def adopted(cluster: str, job: Job, mark: JobComment, now: float) -> Replica:
         node=job.node,
         running_since=None if job.waiting else now,
         note=job.state,
+        placement=mark.placement,
     ).ending_in(None if job.waiting else job.time_left_s, now)

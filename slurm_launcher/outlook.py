@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from operator import itemgetter
 
 from .failing import failures, retry_at
 from .spec import ModelSpec
@@ -38,15 +39,29 @@ def outlook(
         return f"{name} has been switched off by an operator.", LATER_S
     if silence:
         return f"{name} is not running, and the scheduler does not answer: {silence}", 15.0
-    ended = [r for r in replicas if r.ended]
-    row = failures(ended, spec)
-    if row and row[-1].failure is not None:
-        why = row[-1].failure.message
-        at = retry_at(ended, spec)
+    if (failed := _failed(spec, replicas)) is not None:
+        why, at = failed
         if math.isinf(at):
             return f"{name} cannot start: {why} It is not tried again until an operator has seen to it.", LATER_S
         return f"{name} cannot start: {why}", max(1.0, at - now)
     return _nothing_yet(spec, wanted)
+
+
+def _failed(spec: ModelSpec, replicas: Iterable[Replica]) -> tuple[str, float] | None:
+    """Why no replica has come, and when it is tried again, of the kind that is tried soonest; None while there is a
+    kind that has not failed. Batches' own kinds do not count: nobody else gets a replica there."""
+    ended = [r for r in replicas if r.ended]
+    found: list[tuple[float, str]] = []
+    for kind, variant in zip(spec.kinds, spec.variants, strict=True):
+        if kind.batch_only or kind.most == 0:
+            continue
+        mine = [r for r in ended if r.placement == kind.name]
+        row = failures(mine, variant)
+        if not row or row[-1].failure is None:
+            return None
+        found.append((retry_at(mine, variant), row[-1].failure.message))
+    at, why = min(found, key=itemgetter(0), default=(0.0, ""))
+    return (why, at) if found else None
 
 
 def _nothing_yet(spec: ModelSpec, wanted: int | None) -> tuple[str, float | None]:

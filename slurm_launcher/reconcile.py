@@ -5,6 +5,7 @@ or remembers: what must be remembered is in the replicas themselves.
 
     observing.py   what the scheduler says -> replicas
     wanting.py     what is wanted -> who leaves, how many are missing, who goes
+    placing.py     what is missing -> which kind of replica it becomes, where a model has several
     failing.py     what has failed -> when to try again, and where not
 """
 
@@ -12,13 +13,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from .autoscale import Allowance, Wish, allot
 from .failing import excluded, retry_at
 from .observing import JobKey, Look, Poll, key_of, observe, strangers
+from .placing import plan
 from .spec import ModelSpec
 from .states import Replica, Status, Target
-from .wanting import LATELY, missing, staff, stop, surplus
+from .wanting import LATELY, staff, stop, surplus
 
 HISTORY_S = 3600.0
 """How long ended replicas are kept, for `slurmgate status` and the backoff."""
@@ -39,8 +42,9 @@ class Facts:
     """`poll` is None in a step that did not ask, or was not answered. Then nothing can be found missing.
 
     counts       how many replicas each model shall have now; the least that its scaling allows where it is left out
+    interactive  ... and without what batches ask for; as many where it is left out
     in_flight    requests on each replica
-    maintenance  when the nodes that a model may use go into maintenance next, in seconds since the epoch
+    maintenance  when the nodes of a place (`Resources.place`) go into maintenance next, in seconds since the epoch
     allowance    what the service may have at once
     strangers    replicas at whose address somebody else answers
     """
@@ -52,8 +56,9 @@ class Facts:
     service: str = ""
     heartbeat_s: float = 5.0
     counts: Mapping[str, int] = field(default_factory=dict)
+    interactive: Mapping[str, int] = field(default_factory=dict)
     in_flight: Mapping[str, int] = field(default_factory=dict)
-    maintenance: Mapping[str, float] = field(default_factory=dict)
+    maintenance: Mapping[tuple[str, str], float] = field(default_factory=dict)
     allowance: Allowance = field(default_factory=Allowance)
     strangers: frozenset[str] = frozenset()
 
@@ -63,12 +68,14 @@ class Submit:
     """A new replica of a model.
 
     exclude       nodes that it shall not go to
-    time_limit_s  shorter than the model's own, so that it fits before a maintenance; None for the model's own
+    time_limit_s  shorter than the configured one, so that it fits before a maintenance; None for that
+    placement     which kind of replica; "" for the model's own
     """
 
     model: str
     exclude: tuple[str, ...] = ()
     time_limit_s: int | None = None
+    placement: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +115,7 @@ def reconcile(facts: Facts) -> list[Action]:
     by_model: dict[str, list[Replica]] = {model: [] for model in facts.wanted}
     for replica in after.values():
         by_model.setdefault(replica.model, []).append(replica)
-    wishes: dict[str, Wish] = {}
+    wishes: dict[tuple[str, int], Wish] = {}
     for model, replicas in by_model.items():
         spec = facts.wanted.get(model)
         live = [r for r in replicas if not r.ended]
@@ -117,10 +124,13 @@ def reconcile(facts: Facts) -> list[Action]:
             continue
         count = facts.counts.get(model, spec.scaling.least)
         there = staff(live, spec, facts.now, replicas)
-        after.update({r.id: stop(r, facts.now) for r in surplus(there, count, facts.in_flight)})
-        number = missing(there, count)
-        if number and facts.now >= retry_at([r for r in replicas if r.ended], spec):
-            wishes[model] = Wish(number, len(live), spec.resources.gpus * spec.resources.nodes)
+        floor = facts.interactive.get(model, count)
+        planned = plan(spec, there, count, floor, partial(closed, spec, replicas, facts))
+        leaving = [*surplus(there, count, facts.in_flight, spec), *planned.yielding]
+        after.update({r.id: stop(r, facts.now) for r in leaving})
+        for rank, kind in enumerate(spec.kinds):
+            if number := planned.submits.get(kind.name, 0):
+                wishes[model, rank] = Wish(number, len(live), kind.resources.all_gpus)
 
     puts = [Put(r) for r in after.values() if r != known.get(r.id)]
     cancelled += [key for r in after.values() if overdue(r, facts) and (key := key_of(r)) is not None]
@@ -129,21 +139,30 @@ def reconcile(facts: Facts) -> list[Action]:
     return [*puts, *cancels, *submissions(wishes, after.values(), facts), *forgets]
 
 
-def submissions(wishes: Mapping[str, Wish], replicas: Iterable[Replica], facts: Facts) -> list[Submit]:
+def closed(spec: ModelSpec, replicas: Iterable[Replica], facts: Facts, placement: str) -> bool:
+    """Whether nothing is submitted there now: what failed waits, and so does what a maintenance would end too soon.
+
+    That is asked for when the maintenance is over; submitted now it would only wait for that.
+    """
+    kind = spec.at(placement)
+    if kind is None or facts.now < retry_at([r for r in replicas if r.ended and r.placement == placement], kind):
+        return True
+    return time_limit(kind, facts.maintenance.get(kind.resources.place), facts.now) == 0
+
+
+def submissions(wishes: Mapping[tuple[str, int], Wish], replicas: Iterable[Replica], facts: Facts) -> list[Submit]:
     """What of the wishes is carried out now."""
     if not wishes:
         return []
     live = [r for r in replicas if not r.ended]
     pending = sum(r.status is Status.PENDING for r in live)
-    gpus = sum(spec.resources.gpus * spec.resources.nodes for r in live if (spec := facts.wanted.get(r.model)))
+    gpus = sum((spec.at(r.placement) or spec).resources.all_gpus for r in live if (spec := facts.wanted.get(r.model)))
     submits: list[Submit] = []
-    for model, number in allot(wishes, pending, gpus, facts.allowance).items():
-        spec = facts.wanted[model]
-        limit = time_limit(spec, facts.maintenance.get(model), facts.now)
-        if limit == 0:
-            continue  # it would wait until the maintenance is over, and is asked for then
+    for (model, rank), number in allot(wishes, pending, gpus, facts.allowance).items():
+        spec = facts.wanted[model].variants[rank]
+        limit = time_limit(spec, facts.maintenance.get(spec.resources.place), facts.now)
         exclude = excluded(replicas, spec.resources.cluster, facts.now)
-        submits += [Submit(model, exclude, limit)] * number
+        submits += [Submit(model, exclude, limit, spec.placement)] * number
     return submits
 
 

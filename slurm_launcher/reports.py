@@ -34,6 +34,7 @@ class Report:
     port: int
     time_left_s: float | None
     failure: Failure | None
+    placement: str = ""
 
 
 REPORTED = {
@@ -70,6 +71,7 @@ def parse_report(replica_id: str, message: Any) -> Report:
             tail=tuple(str(line) for line in tail) if isinstance(tail, list) else (),
         )
     time_left = message.get("time_left_s")
+    placement = field("placement", str) if "placement" in message else ""  # agents of version 0.1 have none
     return Report(
         replica_id=replica_id,
         model=field("model", str),
@@ -83,6 +85,7 @@ def parse_report(replica_id: str, message: Any) -> Report:
         port=field("port", int),
         time_left_s=float(time_left) if isinstance(time_left, int | float) else None,
         failure=failure,
+        placement=placement,
     )
 
 
@@ -94,6 +97,7 @@ def heard(replica: Replica | None, report: Report, now: float) -> Replica:
     """
     if replica is None:
         replica = Replica(report.replica_id, report.model, report.config_hash, created_at=now, note="adopted")
+        replica = replace(replica, placement=report.placement)
     if replica.ended or report.life < replica.life:
         return replica
     if report.life > replica.life:  # requeued by Slurm before we knew

@@ -85,6 +85,7 @@ def manifest(
         "replica": launch.replica_id,
         "model": spec.name,
         "config": config,
+        "placement": spec.placement,
         "cluster": cluster_name,
         "gateway_url": site.gateway_url,
         "rendezvous": site.rendezvous,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,35 @@ class Resources:
     cluster: str = ""
     """For sites with several (`-M`); "" for the default one."""
 
+    @property
+    def all_gpus(self) -> int:
+        """Of one replica, on all its nodes."""
+        return self.gpus * self.nodes
+
+    @property
+    def place(self) -> tuple[str, str]:
+        """Cluster and partition, "" for the default ones: what goes into maintenance together."""
+        return self.cluster, self.partition or ""
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """One kind of replica of a model: where it runs, and how much it takes there.
+
+    name         "" is the model's own kind, with `ModelSpec.resources`
+    weight       how much one takes, compared with the model's own (1.0)
+    most         at most so many of this kind; None: as many as the model has
+    batch_only   submitted only for what batches ask for beyond what everybody else does
+    limit        requests that one takes at once; None: as the model's others
+    """
+
+    name: str
+    resources: Resources
+    weight: float = 1.0
+    most: int | None = None
+    batch_only: bool = False
+    limit: int | None = None
+
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
@@ -57,6 +86,9 @@ class ModelSpec:
     lead_s        at least so long before its wall time a replica's successor is submitted; what queueing and starting
                   were measured to take counts where it is longer
     local_copy    a directory of the node, such as `/scratch`: the weights are copied there and read from there
+    placements    other kinds of replica than the model's own, in the order in which they are filled
+    own_most      at most so many of the model's own kind; None: no limit
+    placement     of a spec made by `at`: which kind it is
     """
 
     name: str
@@ -77,18 +109,62 @@ class ModelSpec:
     drain_timeout_s: float = 120.0
     lead_s: float = 300.0
     local_copy: str | None = None
+    placements: tuple[Placement, ...] = ()
+    own_most: int | None = None
+    placement: str = ""
+
+    @property
+    def kinds(self) -> tuple[Placement, ...]:
+        """All kinds of replica, the model's own first."""
+        return (Placement("", self.resources, most=self.own_most), *self.placements)
+
+    def kind(self, placement: str) -> Placement | None:
+        """None for a placement that the configuration does not have (any more)."""
+        return next((kind for kind in self.kinds if kind.name == placement), None)
+
+    def at(self, placement: str) -> ModelSpec | None:
+        """The spec of replicas of one kind: what it is without other kinds, with that one's resources."""
+        return _at(self, placement)
+
+    @property
+    def variants(self) -> tuple[ModelSpec, ...]:
+        """One spec for each kind, in their order."""
+        return tuple(spec for kind in self.kinds if (spec := self.at(kind.name)) is not None)
+
+    @property
+    def label(self) -> str:
+        """For people: the model, and its placement where it is another than the model's own."""
+        return f"{self.name} ({self.placement})" if self.placement else self.name
+
+    @property
+    def path(self) -> str:
+        """Of its section, as one would write it."""
+        return f'models."{self.name}"' + (f'.placements."{self.placement}"' if self.placement else "")
 
     @property
     def config_hash(self) -> str:
-        """Changes when a running replica is no longer what the configuration asks for (so not with `scaling`)."""
+        """Changes when a running replica is no longer what the configuration asks for (so not with `scaling`).
+
+        Of the model's own kind; those of others are `at(placement)`'s. So each kind is replaced for itself alone.
+        """
         return _config_hash(self)
+
+
+@lru_cache(maxsize=4096)
+def _at(spec: ModelSpec, placement: str) -> ModelSpec | None:
+    """Asked for each replica at each step, so it is remembered."""
+    kind = spec.kind(placement)
+    if kind is None:
+        return None
+    return replace(spec, resources=kind.resources, placements=(), own_most=None, placement=placement)
 
 
 @lru_cache(maxsize=4096)
 def _config_hash(spec: ModelSpec) -> str:
     """Asked for each replica at each step, so it is remembered."""
     fields: dict[str, Any] = asdict(spec)
-    del fields["scaling"], fields["lead_s"]
+    for later in ("scaling", "lead_s", "placements", "own_most", "placement"):
+        del fields[later]
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:12]
 
 

@@ -69,6 +69,7 @@ class Replica:
     heard_at     the agent's last report
     ends_at      when its wall time is over
     retired      to be replaced by a new one as soon as that is ready
+    placement    which kind of its model's replicas it is; "" for the model's own
     note         what the scheduler says of the job, such as "PENDING (Resources)"
     unseen       how many answered polls in a row did not show the job
     """
@@ -96,6 +97,7 @@ class Replica:
     unseen: int = 0
     retired: bool = False
     failure: Failure | None = None
+    placement: str = ""
 
     @property
     def ended(self) -> bool:

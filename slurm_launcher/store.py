@@ -46,6 +46,8 @@ _MAKING = 7_302_114_897
 """The number of PostgreSQL's advisory lock: two that make the table at once would fail even with IF NOT EXISTS."""
 
 _FIELDS = frozenset(field.name for field in fields(Replica))
+_LATER = {"placement": ""}
+"""Fields that records of version 0.1 do not have, and what they were."""
 
 
 def _dumps(replica: Replica) -> str:
@@ -55,7 +57,7 @@ def _dumps(replica: Replica) -> str:
 def _loads(document: str) -> Replica | None:
     """The replica, or None for a record of another version: it is adopted again from its next report."""
     try:
-        record: dict[str, Any] = json.loads(document)
+        record: dict[str, Any] = {**_LATER, **json.loads(document)}
         failure = record.get("failure")
         record |= {
             "target": Target(record["target"]),

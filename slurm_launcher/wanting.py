@@ -1,4 +1,5 @@
 """What is wanted of one model against what there is: whom to replace, how many are missing, whom to let go. Pure.
+Where missing ones go, of a model with several kinds of replica, is in placing.py.
 
 A replica leaves when its configuration is no longer wanted, when an operator has retired it, or when its wall time is
 near. One that leaves serves on until another one is ready in its place, and there is one extra job at a time.
@@ -46,13 +47,14 @@ def staff(replicas: Iterable[Replica], spec: ModelSpec, now: float, history: Ite
     """`replicas`: the live ones of a model. `history`: all that is known of it, ended ones too."""
     live = list(replicas)
     ours = [r for r in live if serving(r)]
-    config_hash = spec.config_hash
-    current = [r for r in ours if r.config_hash == config_hash and not r.retired]
-    outdated = [r for r in ours if r.config_hash != config_hash or r.retired]
+    wanted = {kind.placement: kind.config_hash for kind in spec.variants}
+    current = [r for r in ours if wanted.get(r.placement) == r.config_hash and not r.retired]
+    outdated = [r for r in ours if wanted.get(r.placement) != r.config_hash or r.retired]
     dying = expiring(current, lead_s(spec, history), now)
     gone = {r.id for r in dying}
     lasting = [r for r in current if r.id not in gone]
-    outdated.sort(key=lambda r: usefulness(r, {}))
+    order = order_of(spec)
+    outdated.sort(key=lambda r: usefulness(r, {}, order))
     return Staff(lasting, [*dying, *outdated], len(live) - len(ours))
 
 
@@ -92,22 +94,49 @@ def missing(there: Staff, count: int) -> int:
     return max(0, min(wanted, max(count + 1 - jobs, count - len(there.lasting) - len(there.leaving))))
 
 
-def surplus(there: Staff, count: int, in_flight: Mapping[str, int]) -> list[Replica]:
-    """Which to stop: those above the number, the least useful first to go, and leaving ones that have been replaced."""
-    best_first = sorted(there.lasting, key=lambda r: usefulness(r, in_flight), reverse=True)
+def surplus(there: Staff, count: int, in_flight: Mapping[str, int], spec: ModelSpec) -> list[Replica]:
+    """Which to stop: those above the number, of all or of their kind, the least useful first to go, and leaving ones
+    that have been replaced."""
+    above: list[Replica] = []
+    if len(there.lasting) > count or any(kind.most is not None for kind in spec.kinds):
+        above = _above(there.lasting, count, in_flight, spec)
     ready = sum(r.status is Status.READY for r in there.lasting)
     stays = max(0, count - ready)
-    return [*best_first[count:], *there.leaving[: max(0, len(there.leaving) - stays)]]
+    return [*above, *there.leaving[: max(0, len(there.leaving) - stays)]]
 
 
-def usefulness(replica: Replica, in_flight: Mapping[str, int]) -> tuple[int, int, float]:
-    """Ready before starting before pending; then who has more to do; then who has more time left.
+def _above(lasting: Iterable[Replica], count: int, in_flight: Mapping[str, int], spec: ModelSpec) -> list[Replica]:
+    """Those for which there is no room, neither by the number nor by their kind's."""
+    order = order_of(spec)
+    room = {kind.name: math.inf if kind.most is None else kind.most for kind in spec.kinds}
+    above: list[Replica] = []
+    for replica in sorted(lasting, key=lambda r: usefulness(r, in_flight, order), reverse=True):
+        if count > 0 and room[replica.placement] > 0:
+            count -= 1
+            room[replica.placement] -= 1
+        else:
+            above.append(replica)
+    return above
+
+
+Order = Mapping[str, tuple[int, int]]
+"""Of each kind: below 0 where it is there for batches only; and its rank, later ones below earlier ones."""
+
+
+def order_of(spec: ModelSpec) -> Order:
+    return {kind.name: (-1 if kind.batch_only else 0, -rank) for rank, kind in enumerate(spec.kinds)}
+
+
+def usefulness(replica: Replica, in_flight: Mapping[str, int], order: Order) -> tuple[int, int, int, int, float]:
+    """Ready before starting before pending; then who is not there for batches only; then who has more to do; then who
+    is of an earlier kind; then who has more time left.
 
     Last is one that has served and waits again: its job may be about to end, which the next answer tells.
     """
-    order = {Status.READY: 2, Status.STARTING: 1, Status.PENDING: 0 if replica.ready_at is None else -1}
+    far = {Status.READY: 2, Status.STARTING: 1, Status.PENDING: 0 if replica.ready_at is None else -1}
+    everybodys, rank = order.get(replica.placement, (-1, -len(order)))
     ends_at = replica.ends_at if replica.ends_at is not None else float("inf")
-    return order.get(replica.status, 0), in_flight.get(replica.id, 0), ends_at
+    return far.get(replica.status, 0), everybodys, in_flight.get(replica.id, 0), rank, ends_at
 
 
 def stop(replica: Replica, now: float) -> Replica:

@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from slurm_launcher.autoscale import Scaling, Warm
 from slurm_launcher.engines import ENGINES
 from slurm_launcher.runtimes import RUNTIMES
-from slurm_launcher.spec import ModelSpec, Resources
+from slurm_launcher.spec import ModelSpec, Placement, Resources
 
 from .notation import (
     ApiBase,
@@ -68,6 +68,22 @@ class SlurmSection(Section):
     """For sites with several clusters (`-M`)."""
 
 
+class PlacementSection(Section):
+    """Another kind of replica: elsewhere in Slurm, or on other GPUs."""
+
+    name: str = Field(min_length=1, max_length=32, pattern=r"^[a-z0-9-]+$")
+    slurm: SlurmSection = SlurmSection()
+    """Laid over the model's own section, key by key; "" takes an option away."""
+    weight: float = Field(1.0, gt=0, le=1000)
+    """How much one takes, compared with the model's own."""
+    max: int | None = Field(None, ge=1, le=1000)
+    """At most so many of this kind."""
+    batch_only: bool = False
+    """Takes only what batches ask for beyond everybody else's demand."""
+    max_in_flight: int | None = Field(None, ge=1)
+    """Requests that one takes at once; by default the model's `max_in_flight`."""
+
+
 class WarmHours(Section):
     """Hours in which there shall be at least so many replicas, in the local time of the gateway's machine."""
 
@@ -112,7 +128,7 @@ class Fallback(Section):
 
 _OF_ENGINES = frozenset(
     {"engine", "task", "runtime", "image", "command", "arguments", "environment", "binds", "prologue", "replicas",
-     "scaling", "lead_s", "local_copy", "fit", "start_timeout_s", "drain_timeout_s", "slurm"}
+     "scaling", "lead_s", "local_copy", "fit", "start_timeout_s", "drain_timeout_s", "slurm", "own_max", "placements"}
 )  # fmt: skip
 
 
@@ -184,6 +200,10 @@ class Model(Section):
     drain_timeout_s: Seconds = 120.0
     timeouts: Timeouts = Timeouts()
     slurm: SlurmSection = SlurmSection()
+    own_max: int | None = Field(None, ge=0, le=1000)
+    """With `placements`: at most so many replicas by the `slurm` section alone, the others by placements."""
+    placements: tuple[PlacementSection, ...] = Field((), strict=False)
+    """Other kinds of replica, in the order in which they are filled."""
 
     @model_validator(mode="after")
     def _agrees_with_itself(self) -> Model:
@@ -215,9 +235,21 @@ class Model(Section):
             raise ValueError("expected `api_key_env` only with `urls` or `hosted`: other engines get keys of ours")
         return self
 
+    @model_validator(mode="after")
+    def _places_its_replicas(self) -> Model:
+        if self.own_max is not None and not self.placements:
+            raise ValueError("expected `own_max` only with `placements`: `replicas`, `scaling.max` limit all replicas")
+        if self.scaling is None and any(placement.batch_only for placement in self.placements):
+            raise ValueError("expected `scaling` with a batch_only placement: batches do not change a fixed number")
+        return self
+
+
+def over(slurm: SlurmSection, above: SlurmSection) -> SlurmSection:
+    """A placement's section over its model's, key by key. An empty text leaves the option out of the script."""
+    return slurm.model_copy(update={key: getattr(above, key) for key in above.model_fields_set})
+
 
 def spec_of(name: str, model: Model) -> ModelSpec:
-    slurm = model.slurm
     assert model.source is not None  # noqa: S101  # the caller's filter, told to the type checker
     return ModelSpec(
         name=name,
@@ -237,23 +269,39 @@ def spec_of(name: str, model: Model) -> ModelSpec:
         drain_timeout_s=model.drain_timeout_s,
         lead_s=model.lead_s,
         local_copy=model.local_copy,
-        resources=Resources(
-            gpus=slurm.gpus,
-            gpu_type=slurm.gpu_type,
-            cpus=slurm.cpus,
-            memory_mb=slurm.memory,
-            time_limit_s=slurm.time,
-            partition=slurm.partition,
-            account=slurm.account,
-            qos=slurm.qos,
-            constraint=slurm.constraint,
-            reservation=slurm.reservation,
-            exclusive=slurm.exclusive,
-            extra=slurm.extra,
-            nodes=slurm.nodes,
-            gpu_memory_mb=slurm.gpu_memory,
-            cluster=slurm.cluster,
+        resources=_resources(model.slurm),
+        own_most=model.own_max,
+        placements=tuple(
+            Placement(
+                name=placement.name,
+                resources=_resources(over(model.slurm, placement.slurm)),
+                weight=placement.weight,
+                most=placement.max,
+                batch_only=placement.batch_only,
+                limit=placement.max_in_flight,
+            )
+            for placement in model.placements
         ),
+    )
+
+
+def _resources(slurm: SlurmSection) -> Resources:
+    return Resources(
+        gpus=slurm.gpus,
+        gpu_type=slurm.gpu_type,
+        cpus=slurm.cpus,
+        memory_mb=slurm.memory,
+        time_limit_s=slurm.time,
+        partition=slurm.partition,
+        account=slurm.account,
+        qos=slurm.qos,
+        constraint=slurm.constraint,
+        reservation=slurm.reservation,
+        exclusive=slurm.exclusive,
+        extra=slurm.extra,
+        nodes=slurm.nodes,
+        gpu_memory_mb=slurm.gpu_memory,
+        cluster=slurm.cluster,
     )
 
 

@@ -78,7 +78,7 @@ def parse(text: str, source: str = "configuration") -> Config:
     except ValidationError as error:
         defaulted = defaults if isinstance(defaults, dict) else {}
         raise ConfigError(source, list(dict.fromkeys(mistakes_of(error, Config, defaulted, models)))) from None
-    wrong = [*_wrong_fallbacks(config.models), *_wrong_aliases(config.models)]
+    wrong = [*_wrong_fallbacks(config.models), *_wrong_aliases(config.models), *_wrong_placements(config.models)]
     if wrong := wrong or list(wrong_tribunals(config.tribunal, config.models)):
         raise ConfigError(source, wrong)
     return config
@@ -107,6 +107,16 @@ def _wrong_aliases(models: Mapping[str, Model]) -> Iterator[str]:
             if (other := taken.setdefault(alias, f"an alias of {name}")) != f"an alias of {name}":
                 path = path_of("models", name, "aliases", str(number))
                 yield f"{path}: found {alias!r}, which is {'a model' if alias in models else other} already"
+
+
+def _wrong_placements(models: Mapping[str, Model]) -> Iterator[str]:
+    """Names that another placement of the same model has."""
+    for name, model in models.items():
+        names = [placement.name for placement in model.placements]
+        for number, placement in enumerate(names):
+            if placement in names[:number]:
+                path = path_of("models", name, "placements", str(number), "name")
+                yield f"{path}: found {placement!r}, which is another placement of {name} already"
 
 
 def _way(start: str, goal: str, models: Mapping[str, Model], walked: tuple[str, ...]) -> tuple[str, ...]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from backends.base import Call
 from backends.fixed import FixedEndpoint, FixedEndpoints
 from backends.model_places import ModelPlaces
@@ -79,4 +81,44 @@ def test_batch_work_alone_keeps_a_model_from_being_idle() -> None:
     found, places = demands(batches)
     batches.tell({"m": BatchWork(1, 0)})
     assert found.of("m").any
+    places.close()
+
+
+async def test_lines_that_end_are_no_sign_of_somebody_who_waits_for_answers() -> None:
+    """A model whose only work is a batch is idle for everybody else: its replicas may be the batches' own kind."""
+    batches = Batches()
+    found, places = demands(batches)
+    batches.tell({"m": BatchWork(replicas=1, in_flight=1)})
+    seat = places.take(line())
+    assert seat is not None
+    found.of("m")
+    seat.leave(Outcome.SERVED)
+    told = found.of("m")
+    assert told.last_request_at is not None
+    assert told.interactive_at is None
+    batches.tell({})
+    seat = places.take(line())
+    assert seat is not None
+    assert found.of("m").interactive_at is not None, "one of a key's, since no batch has lines in flight"
+    seat.leave(Outcome.SERVED)
+    places.close()
+
+
+async def test_lines_that_wait_or_have_just_begun_are_asked_for_by_batches_alone() -> None:
+    """They are in the places up to a second before batches tell of them."""
+    batches = Batches()
+    found, places = demands(batches)
+    batches.tell({"m": BatchWork(replicas=2, in_flight=0)})
+    seats = [places.take(line()) for _ in range(8)]
+    waits = asyncio.create_task(places.wait(line()), name="a line that waits")
+    await asyncio.sleep(0)
+    told = found.of("m")
+    assert (told.in_flight, told.queued) == (8, 1)
+    assert (told.interactive, told.interactive_at) == (0, None)
+    assert told.without_batches.any is False
+    waits.cancel()
+    await asyncio.gather(waits, return_exceptions=True)
+    for seat in seats:
+        assert seat is not None
+        seat.leave(Outcome.SERVED)
     places.close()

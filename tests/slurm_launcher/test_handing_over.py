@@ -102,4 +102,4 @@ def test_a_replica_that_ends_from_outside_does_not_cost_the_one_that_comes_in_it
     coming = Replica("new", SPEC.name, SPEC.config_hash, created_at=2.0, job_id="2")
     ending = Replica("old", SPEC.name, SPEC.config_hash, created_at=1.0, job_id="1", ready_at=1.5)
     for lasting in ([coming, ending], [ending, coming]):
-        assert surplus(Staff(lasting, [], 0), 1, {}) == [ending]
+        assert surplus(Staff(lasting, [], 0), 1, {}, SPEC) == [ending]

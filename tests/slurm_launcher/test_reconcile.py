@@ -418,7 +418,7 @@ def test_no_successor_is_planned_into_a_maintenance() -> None:
     day = replace(ONE, resources=Resources(time_limit_s=86400))
 
     def asked(in_s: float) -> list[Action]:
-        return reconcile(Facts(NOW, {"llama": day}, [], None, "main", maintenance={"llama": NOW + in_s}))
+        return reconcile(Facts(NOW, {"llama": day}, [], None, "main", maintenance={("", ""): NOW + in_s}))
 
     assert asked(100_000) == [Submit("llama")]
     assert asked(7260) == [Submit("llama", time_limit_s=7200)]
