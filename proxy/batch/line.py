@@ -7,7 +7,8 @@
 |-------------------------------------------------------------|-------------|--------|-------------------------|
 | over a limit of the key or its project, or over its budget  | yes         | no     | the batch               |
 | no room, no replica, the engine's own 429 or 503            | yes         | no     | the model               |
-| the engine could not be reached, or ended under the line    | yes         | no     | the line, longer and longer |
+| no engine could be reached                                  | yes         | no     | the model               |
+| the engine ended under the line                             | yes         | no     | the line, longer and longer |
 | silence for too long, 408, 409, 5xx                         | yes         | yes    | the line, longer and longer |
 | anything else                                               | never       |        |                         |
 
@@ -56,7 +57,9 @@ Exchanges = Callable[[Json, bytes, Record], Awaitable[Exchange]]
 ENDPOINT: Final = "batch"
 """Of the lines' records: so metrics tell them from requests that somebody waits for."""
 
-DEATHS = 30
+DEATHS = 8
+"""With the waits between them two minutes. A line that kills its engines costs a site so many, or twice that with the
+dispatcher's own second try."""
 FIRST_WAIT_S, MOST_WAIT_S = 1.0, 60.0
 COLD_WAIT_S = 5.0
 LEAST_WAIT_S = 0.2
@@ -98,7 +101,7 @@ class Answered(NamedTuple):
 class Again:
     """wait_s   at least; for `Waits.LINE` the first such wait
     counts      against the line's attempts
-    died        an engine ended under it, or could not be reached
+    died        an engine ended under it
     """
 
     error: GatewayError
@@ -249,8 +252,10 @@ def judged(error: GatewayError) -> Again | None:
             again = None
         case QueueFull() | Unavailable():
             again = Again(error, Waits.MODEL, max(LEAST_WAIT_S, after if after is not None else COLD_WAIT_S))
-        case ConnectFailed() | Disconnected():
-            again = Again(error, Waits.LINE, LEAST_WAIT_S, died=True)
+        case ConnectFailed():
+            again = Again(error, Waits.MODEL, FIRST_WAIT_S)
+        case Disconnected():
+            again = Again(error, Waits.LINE, FIRST_WAIT_S, died=True)
         case GatewayError(status=429 | 503):
             again = Again(error, Waits.MODEL, max(LEAST_WAIT_S, after or FIRST_WAIT_S))
         case _ if error.status in (408, 409) or error.status >= 500:

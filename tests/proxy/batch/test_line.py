@@ -177,7 +177,7 @@ def refused(status: int) -> EngineRefused:
         (Unavailable("x", code="queue_timeout", retry_after_s=2.0), Waits.MODEL, False),
         (refused(429), Waits.MODEL, False),
         (refused(503), Waits.MODEL, False),
-        (ConnectFailed("x"), Waits.LINE, False),
+        (ConnectFailed("x"), Waits.MODEL, False),
         (Disconnected("x", received=True), Waits.LINE, False),
         (Disconnected("x", received=False), Waits.LINE, False),
         (EngineTimeout("x", phase="first byte"), Waits.LINE, True),
