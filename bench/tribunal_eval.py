@@ -20,7 +20,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -377,7 +377,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     process.join()
     print(report(found, balanced(found, books, running)))
     if given.json is not None:
-        arms = [asdict(arm) | {"usage": None, "seconds": None} for arm in found.arms.values()]
+        arms = [
+            {"name": arm.name, "world": arm.world, "asked": arm.asked, "right": arm.right, "failed": arm.failed,
+             "calls": arm.calls, "endings": dict(arm.endings)}
+            for arm in found.arms.values()
+        ]  # fmt: skip
         given.json.write_text(json.dumps({"arms": arms, "wrong": found.wrong}, indent=1))
     if given.plot is not None:
         with suppress(ImportError):

@@ -11,6 +11,7 @@ from openai import OpenAI
 
 from proxy.embedded import configuration
 from tests.gateway_process import GatewayProcess
+from tests.waiting import until_sync
 
 CHAT = "slurmgate-guide"
 CONFIG = """
@@ -85,7 +86,9 @@ def test_it_answers_counts_and_can_be_read_afterwards(
     assert answer.usage is not None
     assert answer.usage.completion_tokens_details is not None
     path = f"{gateway.url}/v1/tribunal/deliberations/{raw.headers['x-slurmgate-deliberation']}"
-    told = httpx.get(path, headers={"authorization": f"Bearer {key}"}).raise_for_status().json()
+    mine = {"authorization": f"Bearer {key}"}
+    until_sync(lambda: httpx.get(path, headers=mine).status_code == 200)  # it is written a moment after its answer
+    told = httpx.get(path, headers=mine).json()
     assert [call["phase"] for call in told["calls"]].count("draft") == 3
     assert {call["model"] for call in told["calls"]} <= {CHAT, "another"}
     assert httpx.get(path, headers={"authorization": "Bearer sk-other"}).status_code == 401
