@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -117,6 +118,8 @@ class Serving:
         self._tracing = tracing_of(config.observability)
         self._accounting = Accounting(database)
         self._keys = KeyRing(KeyStore(database), loopback_only=loopback_only)
+        # of its own: a revoked key must not wait for whatever else is done in threads
+        self._keys_thread = ThreadPoolExecutor(1, thread_name_prefix="keys")
         self.backends: dict[str, Backend] = self._made(config, {})
         requests = RequestsLog(lines)
         self._deliberations = Deliberations(database)
@@ -261,6 +264,7 @@ class Serving:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._keys_thread.shutdown(wait=False)
         for backend in self.backends.values():
             await backend.aclose()
         await self._notifier.stop()
@@ -300,10 +304,11 @@ class Serving:
 
     async def _watch_keys(self) -> None:
         """A key that was made, changed or revoked anywhere counts here within a second."""
+        loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(KEYS_EVERY_S)
             try:
-                await asyncio.to_thread(self._keys.refresh)
+                await loop.run_in_executor(self._keys_thread, self._keys.refresh)
             except Exception:  # the database may be away for a while
                 self._log.exception("keys_not_read")
 
