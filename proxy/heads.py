@@ -30,7 +30,6 @@ class KnownHead:
     before: bytes
     after: bytes
     scope: dict[str, Any]
-    state: dict[str, Any]
     headers: list[tuple[bytes, bytes]]
     position: int
 
@@ -49,7 +48,7 @@ class KnownHead:
     def scope_for(self, length: int) -> dict[str, Any]:
         headers = self.headers.copy()
         headers[self.position] = (_NAME, b"%d" % length)
-        return {**self.scope, "headers": headers, "state": self.state.copy()}
+        return {**self.scope, "headers": headers}
 
 
 def learn(data: bytes, scope: Any) -> KnownHead | None:
@@ -72,9 +71,7 @@ def learn(data: bytes, scope: Any) -> KnownHead | None:
     ):
         return None
     told = {name: scope[name] for name in _TOLD}
-    return KnownHead(
-        data[: found.start(2)], data[found.end(2) : end], told, scope["state"], headers.copy(), names.index(_NAME)
-    )
+    return KnownHead(data[: found.start(2)], data[found.end(2) : end], told, headers.copy(), names.index(_NAME))
 
 
 def _closes(headers: list[tuple[bytes, bytes]]) -> bool:

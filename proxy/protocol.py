@@ -1,4 +1,4 @@
-"""uvicorn's HTTP protocol with what a public server needs beyond it.
+"""HTTP/1.1 as uvicorn's server speaks it through httptools, made by us for what a public server needs beyond uvicorn's.
 
 - What is not HTTP, or is ambiguous HTTP, gets an error in the OpenAI shape: as an answer like any other, with its id,
   its log line and its place behind the answers that are still owed (`Connection.refuse`).
@@ -15,16 +15,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from typing import Any, cast
 from urllib.parse import unquote
 
 import httptools
 import orjson
+import uvicorn
 from starlette.types import Scope
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, FlowControl
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE
+from uvicorn.server import ServerState
 
 from backends.errors import GatewayError, InvalidRequest
 
@@ -36,8 +38,9 @@ HEAD_LIMIT = 64 * 1024
 """Bytes of a request's target and header fields together."""
 
 LESSONS = 4
-"""So many heads of a connection are kept, one after the other, to know the next one by. Clients whose heads differ in
-more than the length, as by an id for each request, would only cost time."""
+"""So many heads of a connection are kept, one after the other, to know the next one by: the first is not, since many
+connections have only one. Clients whose heads differ in more than the length, as by an id for each request, would only
+cost time."""
 
 PIPELINE_LIMIT = 64
 """Requests that a client may send ahead of its answers. Nobody does it but tools that measure or attack."""
@@ -50,6 +53,7 @@ REFUSED = "slurmgate.refused"
 """The type of an ASGI scope that is to be answered with the error under `scope[REFUSED]`."""
 
 _KEY = "slurmgate.connection"
+_ASGI = {"version": "3.0", "spec_version": "2.3"}
 _ONCE = (b"host", b"authorization", b"x-api-key", b"content-type", b"content-encoding")
 
 
@@ -61,16 +65,31 @@ class Refused(InvalidRequest):
         self.status = status
 
 
-class Connection(HttpToolsProtocol):
-    """One client's connection.
+class Connection(asyncio.Protocol):
+    """One client's connection. The parameters are what uvicorn's server gives each protocol.
 
     on_gone        called once when the client is gone; set and unset by whoever answers the current request
     idle_since     when the last answer ended, if no request has begun since, in the loop's time
     sending_since  when the client began to send a request that is not whole yet, in the loop's time; None between
+    scope          of the request whose head is being read, or was read last
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        server_state: ServerState,
+        app_state: object,
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        # once for each client that comes, and many come in one moment: nothing is made that is not needed at once
+        self.app = config.loaded_app
+        self.loop = _loop or asyncio.get_running_loop()
+        self.connections = cast("set[Any]", server_state.connections)
+        self.tasks = server_state.tasks
+        self.parser: Any = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # to answer who sends on after 'close'
+        self.pipeline: deque[Exchange] = deque()
+        self.scope: dict[str, Any] = {}
         self.on_gone: Callable[[], None] | None = None
         self.sending_since: float | None = None
         self.idle_since: float | None = None
@@ -81,31 +100,38 @@ class Connection(HttpToolsProtocol):
         self._known: KnownHead | None = None
         self._lessons = LESSONS
         self._answering: Exchange | None = None
-        self.cycle: Exchange | None  # type: ignore[assignment]  # of the last request whose head was read
+        self.cycle: Exchange | None = None  # of the last request whose head was read
 
     # -- the connection -----------------------------------------------------------------------------------------------
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        # as uvicorn's, which looks five times at addresses that nobody here asks for: 2 % of what a new stream costs
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.connections.add(self)
-        self.transport = transport
-        self.flow = FlowControl(transport)
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's is one by its methods only
+        self.flow = FlowControl(self.transport)
         address: Any = transport.get_extra_info("sockname")
         self.server = (address, None) if isinstance(address, str) else (address[0], address[1])
-        self.scheme = "http"
         self.sending_since = self.loop.time()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self.connections.discard(self)
         for exchange in {self.cycle, self._answering}:
             if exchange is not None:
                 exchange.disconnect()
         self.cycle = self._answering = None
-        super().connection_lost(exc)
+        self.flow.resume_writing()  # who waits to write goes on, and sees that nobody reads
+        self.parser = None  # it refers to us: break the circle
         if self._lingering is not None:
             self._lingering.cancel()
         on_gone, self.on_gone = self.on_gone, None
         if on_gone is not None:
             on_gone()
+
+    def shutdown(self) -> None:
+        """The server stops: close, after the answer that is under way."""
+        if self.cycle is None or self.cycle.response_complete:
+            self.transport.close()
+        else:
+            self.cycle.keep_alive = False
 
     @property
     def task(self) -> asyncio.Task[None] | None:
@@ -113,12 +139,15 @@ class Connection(HttpToolsProtocol):
         return self._answering.task if self._answering is not None else None
 
     def pause_writing(self) -> None:
-        super().pause_writing()
+        self.flow.pause_writing()
         if self._answering is not None:
             self._answering.pause()
 
+    def resume_writing(self) -> None:
+        self.flow.resume_writing()
+
     def data_received(self, data: bytes) -> None:
-        """As uvicorn's, but for what is refused, and for what need not be parsed."""
+        """Parse, but for what need not be parsed. The request's task is made in between, by `on_headers_complete`."""
         between = self.sending_since is None
         if between and self._known is not None and self._known_again(self._known, data):
             return
@@ -150,7 +179,7 @@ class Connection(HttpToolsProtocol):
             return False
         self.idle_since = None
         scope = known.scope_for(len(body))
-        self.scope = cast(Any, scope)
+        self.scope = scope
         scope[_KEY] = self
         self.cycle = exchange = Exchange(self, scope, keep_alive=True)
         exchange.body = body
@@ -182,20 +211,36 @@ class Connection(HttpToolsProtocol):
             self.refuse(_too_large() if self._in_head() else Refused(400, "invalid_http", "The body has no end."))
 
     def _in_head(self) -> bool:
-        return not self.scope or "path" not in self.scope
+        return "path" not in self.scope
 
     # -- what the parser tells ----------------------------------------------------------------------------------------
 
     def on_message_begin(self) -> None:
         self.idle_since = None
-        super().on_message_begin()
-        cast(dict[str, Any], self.scope)[_KEY] = self
         self.sending_since = self.loop.time()
         self._waste = 0
+        self.url = b""
+        self.headers: list[tuple[bytes, bytes]] = []
+        self.scope = {
+            "type": "http",
+            "asgi": _ASGI,
+            "server": self.server,
+            "client": None,  # nobody here asks: it is the next proxy's address as often as not
+            "scheme": "http",
+            "root_path": "",
+            "headers": self.headers,
+            _KEY: self,
+        }
+
+    def on_url(self, url: bytes) -> None:
+        self.url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         """Makes the exchange, and the task that answers it, which begins after this read."""
-        parser, scope = self.parser, cast(dict[str, Any], self.scope)
+        parser, scope = self.parser, self.scope
         version = parser.get_http_version()
         scope["method"] = parser.get_method().decode("ascii")
         scope["http_version"] = version
@@ -206,12 +251,12 @@ class Connection(HttpToolsProtocol):
         scope["query_string"] = target.query or b""
         old = version == "1.0"
         exchange = Exchange(self, scope, keep_alive=not old and parser.should_keep_alive(), old=old)
-        exchange.waiting_for_100_continue = self.expect_100_continue
+        headers = self.headers
+        fields = dict(headers)
+        exchange.waiting_for_100_continue = fields.get(b"expect", b"").lower() == b"100-continue"
         before, self.cycle = self.cycle, exchange
         self._queue(before, exchange)
         self.idle_since = None  # an earlier answer may have ended since this request began
-        headers = self.headers
-        fields = dict(headers)
         if (
             len(fields) != len(headers)
             or b"host" not in fields
@@ -229,7 +274,7 @@ class Connection(HttpToolsProtocol):
             self._start(exchange)
         else:
             self.flow.pause_reading()
-            self.pipeline.appendleft((exchange, self.app))  # type: ignore[arg-type]
+            self.pipeline.append(exchange)
 
     def _start(self, exchange: Exchange) -> None:
         self._answering = exchange
@@ -272,15 +317,13 @@ class Connection(HttpToolsProtocol):
             exchange.tell()
 
     def on_response_complete(self) -> None:
-        """As uvicorn's, but that idle connections are closed by `Patience`: a timer for each request costs."""
-        self.server_state.total_requests += 1
+        """The next request's turn. Idle connections are closed by `Patience`: a timer for each request costs."""
         self._answering = None
         if self.transport.is_closing():
             return
         self.flow.resume_reading()
         if self.pipeline:
-            exchange, _ = self.pipeline.pop()
-            self._start(cast(Exchange, exchange))
+            self._start(self.pipeline.popleft())
         else:
             self.idle_since = self.loop.time()
 
@@ -304,10 +347,9 @@ class Connection(HttpToolsProtocol):
 
     def too_slow(self) -> None:
         """The request has not come in time. A connection that has sent nothing at all is only closed."""
-        begun: Any = self.scope
         if self.flow.read_paused:  # it is we who do not read, until an earlier answer is out
             self.sending_since = self.loop.time()
-        elif begun is None:
+        elif not self.scope:
             self.transport.close()
         else:
             self.refuse(Refused(408, "request_timeout", "The request did not arrive in time."))
@@ -320,9 +362,9 @@ class Connection(HttpToolsProtocol):
             "method": "",
             "path": "",
             "headers": [],
-            "client": self.client,
+            "client": None,
             "server": self.server,
-            "scheme": self.scheme,
+            "scheme": "http",
         }
         before, self.cycle = self.cycle, Exchange(self, scope, keep_alive=False)
         self._mark(scope, self.cycle, error)
@@ -337,11 +379,11 @@ class Connection(HttpToolsProtocol):
 
     def _refuse_body(self, exchange: Exchange, error: GatewayError) -> None:
         """Somebody waits for the rest of this request. To them it is as if the client had gone; Edge knows better."""
-        cast(dict[str, Any], self.scope)[REFUSED] = error
+        self.scope[REFUSED] = error
         body = orjson.dumps(error.body())
         self.transport.write(
             b"%scontent-type: application/json\r\ncontent-length: %d\r\nx-request-id: %s\r\nconnection: close\r\n\r\n%s"
-            % (STATUS_LINE[error.status], len(body), record_of(cast(Scope, self.scope)).id.encode(), body)
+            % (STATUS_LINE[error.status], len(body), record_of(self.scope).id.encode(), body)
         )
         exchange.disconnect()
         if self.on_gone is not None:

@@ -96,8 +96,21 @@ class GatewayProcess:
     def _common(self) -> list[str]:
         return [*self._config, "--state-dir", str(self.state_dir)]
 
-    def key(self, name: str = "tests") -> str:
-        return self.run("keys", "create", name).stdout.strip()
+    def key(self, name: str = "tests", *options: str) -> str:
+        """A new key. Where the gateway runs it counts already, and nobody is let in without one any more."""
+        key = self.run("keys", "create", name, *options).stdout.strip()
+        if self.process is not None:
+            until_sync(lambda: self._models_status("sk-nobodys") == 401 and self._models_status(key) == 200)
+        return key
+
+    def _models_status(self, key: str) -> int:
+        request = urllib.request.Request(f"{self.url}/v1/models", headers={"authorization": f"Bearer {key}"})
+        try:
+            with urllib.request.urlopen(request, timeout=10) as answer:
+                return int(answer.status)
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code
 
     def get(self, path: str) -> Any:
         with urllib.request.urlopen(self.url + path, timeout=10) as answer:

@@ -231,11 +231,8 @@ def test_a_client_that_leaves_while_it_waits_leaves_no_job_wanted(site: Site) ->
 
 
 def test_what_could_not_be_answered_anyway_starts_nothing(site: Site) -> None:
-    other = site.gateway.run("keys", "create", "other", "--model", HASTY).stdout.strip()
-    poor = site.gateway.run("keys", "create", "poor", "--tpm", "1").stdout.strip()
-    for made in (other, poor):  # a key counts within a second, not at once
-        with site.http(made) as http:
-            until_sync(lambda http=http: http.get("/models").status_code == 200)  # type: ignore[misc]
+    other = site.gateway.key("other", "--model", HASTY)
+    poor = site.gateway.key("poor", "--tpm", "1")
     before = len(site.submissions())
     refusals: list[tuple[str, dict[str, Any], int, str]] = [
         ("", {**QUESTION, "model": PATIENT, "messages": "hello"}, 400, "invalid_type"),

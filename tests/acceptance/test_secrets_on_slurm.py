@@ -41,7 +41,7 @@ class Site:
         self.gateway = gateway
         self.lab = lab
         self.client_key = gateway.key()
-        self.admin_key = gateway.run("keys", "create", "operator", "--admin").stdout.strip()
+        self.admin_key = gateway.key("operator", "--admin")
         self.secret = (gateway.state_dir / "secret").read_bytes()
         derived = Secrets(self.secret)
         self.replicas = ready(gateway)

@@ -18,7 +18,7 @@ HEAD = b"POST /v1/x HTTP/1.1\r\nHost: x\r\nContent-Length: %b\r\nauthorization: 
 
 def scope(headers: list[tuple[bytes, bytes]] = HEADERS) -> dict[str, Any]:
     told = ("asgi", "server", "client", "scheme", "root_path", "method", "path", "raw_path", "query_string")
-    return {**dict.fromkeys(told), "type": "http", "http_version": "1.1", "headers": headers, "state": {}}
+    return {**dict.fromkeys(told), "type": "http", "http_version": "1.1", "headers": headers}
 
 
 @pytest.fixture
