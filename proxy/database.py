@@ -36,7 +36,6 @@ from sqlalchemy import (
     text,
     update,
 )
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.sql.expression import ColumnElement
 
@@ -554,6 +553,15 @@ def writing(engine: Engine, *, durable: bool = False) -> Iterator[Connection]:
         yield connection
 
 
+def inserting(connection: Connection, table: Table) -> Any:
+    """An INSERT that knows `ON CONFLICT`, as both databases have it; SQLAlchemy has one for each."""
+    if connection.dialect.name == "postgresql":
+        from sqlalchemy.dialects.postgresql import insert  # noqa: PLC0415  # 3 % of the time to start
+    else:
+        from sqlalchemy.dialects.sqlite import insert  # type: ignore[assignment]  # noqa: PLC0415
+    return insert(table)
+
+
 def upsert(
     connection: Connection,
     table: Table,
@@ -561,6 +569,6 @@ def upsert(
     merged: Callable[[Any], dict[str, ColumnElement[Any]]],
 ) -> None:
     """Insert rows; where the primary key is there already, set what `merged` makes of the new values."""
-    statement: Any = (postgresql if connection.dialect.name == "postgresql" else sqlite).insert(table)
+    statement = inserting(connection, table)
     key = list(table.primary_key.columns)
     connection.execute(statement.on_conflict_do_update(index_elements=key, set_=merged(statement.excluded)), list(rows))

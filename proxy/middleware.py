@@ -86,14 +86,23 @@ class Edge:
             record.status, record.error = CLIENT_CLOSED, record.error or "cancelled"
             raise
         except Exception as problem:
-            error = self._as_ours(problem, record, scope)
-            record.fail(error)
-            if record.status:  # too late to say it: a body that ends too early is all that is left
+            if not await self._tell(problem, record, scope, send_with_id):
                 raise
-            await send_error(send_with_id, error)
         finally:
             self._metrics.in_flight -= 1
             self._finish(record)
+
+    async def _tell(self, problem: Exception, record: Record, scope: Scope, send: Send) -> bool:
+        """Answer with what went wrong. False if that is too late: a body that ends too early is all that is left.
+
+        Not done where it is caught: that frame is in the traceback, and would be kept until the collector comes.
+        """
+        error = self._as_ours(problem, record, scope)
+        record.fail(error)
+        if record.status:
+            return False
+        await send_error(send, error)
+        return True
 
     def _as_ours(self, problem: Exception, record: Record, scope: Scope) -> GatewayError:
         """Foreign exceptions become ours here. What we did not foresee is logged whole and shown as nothing."""

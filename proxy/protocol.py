@@ -119,7 +119,8 @@ class Connection(asyncio.Protocol):
                 exchange.disconnect()
         self.cycle = self._answering = None
         self.flow.resume_writing()  # who waits to write goes on, and sees that nobody reads
-        self.parser = None  # it refers to us: break the circle
+        # all these refer to us: break the circles, so that a connection is freed at once and not collected
+        self.parser, self.scope, self.transport, self.flow = _DEAF, {}, _GONE, _GONE_FLOW
         if self._lingering is not None:
             self._lingering.cancel()
         on_gone, self.on_gone = self.on_gone, None
@@ -446,6 +447,21 @@ class _Deaf:
         pass
 
 
+class _Gone(asyncio.Transport):
+    """The transport of a client that has gone. uvloop's refers to its protocol for as long as it lives."""
+
+    def is_closing(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        pass
+
+    abort = write_eof = pause_reading = resume_reading = close
+
+    def write(self, data: object) -> None:
+        pass
+
+
 class _NoTrailers(list[tuple[bytes, bytes]]):
     """Where fields after a body go. uvicorn adds them to the request's headers, past whoever has checked those."""
 
@@ -455,6 +471,8 @@ class _NoTrailers(list[tuple[bytes, bytes]]):
 
 _DEAF: Any = _Deaf()
 _NO_TRAILERS = _NoTrailers()
+_GONE = _Gone()
+_GONE_FLOW = FlowControl(_GONE)
 
 
 class Patience:

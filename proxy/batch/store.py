@@ -20,7 +20,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, Engine, and_, delete, exists, func, insert, or_, select, update
-from sqlalchemy.dialects import postgresql, sqlite
 
 from backends.errors import InvalidRequest
 from proxy import database as db
@@ -83,10 +82,9 @@ class BatchStore:
         batch is safe from a loss of power too. Raises `InvalidRequest` (409) for a key that came with something else.
         """
         key, digest = idempotency or (None, None)
-        dialect: Any = postgresql if self._engine.dialect.name == "postgresql" else sqlite
         row = {**row_of(batch), "idempotency_key": key, "idempotency_hash": digest, "not_before": 0, "cleared": 0}
         with db.writing(self._engine, durable=True) as connection:
-            connection.execute(dialect.insert(_batches).values(**row).on_conflict_do_nothing())
+            connection.execute(db.inserting(connection, _batches).values(**row).on_conflict_do_nothing())
             if connection.execute(select(_batches.c.id).where(_batches.c.id == batch.id)).first() is not None:
                 return batch
         found = self.same(batch.owner, key, digest) if key is not None and digest is not None else None

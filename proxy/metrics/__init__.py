@@ -5,7 +5,7 @@ state.py        numbers of several processes, added up     coldstarts.py  what t
 batches.py      lines that are run, batches by state
 deliberations.py  what tribunals did
 models.py       queues, places, replicas: what is now      process.py     CPU, memory, the event loop
-exposition.py   a state -> text
+text.py         a state -> text
 
 `Metrics` joins them for one process. With several, each gives its `state()`, and who is asked shows all of them:
 `exposition(merged(states), accept)`.
@@ -18,7 +18,6 @@ from collections.abc import Callable
 from .batches import BatchLines, BatchNumbers, state_of_batches
 from .counting import Counts
 from .deliberations import Deliberations
-from .exposition import exposition
 from .models import Lives, Loads, ModelLoad, ReplicaLoad, Replicas, load_of, state_of_models
 from .process import state_of_process, watch_loop
 from .state import State, counted, merged
@@ -35,6 +34,13 @@ __all__ = [
     "load_of",
     "merged",
 ]
+
+
+def exposition(state: State, accept: str = "") -> tuple[bytes, str]:
+    """The text and its content type (text.py). `accept` is that header of who asks."""
+    from .text import rendered  # noqa: PLC0415  # with prometheus_client: no start has to wait for it
+
+    return rendered(state, accept)
 
 
 class Metrics(Counts):

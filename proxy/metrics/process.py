@@ -7,12 +7,14 @@ import platform
 from collections.abc import Callable
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
-
-from prometheus_client import ProcessCollector
+from typing import TYPE_CHECKING
 
 from . import families as f
 from .counting import Histogram
 from .state import State
+
+if TYPE_CHECKING:
+    from prometheus_client import ProcessCollector
 
 LAG_EVERY_S = 0.5
 
@@ -21,6 +23,8 @@ _SAMPLES = {family.shown: family.name for family in (f.CPU, f.RESIDENT, f.VIRTUA
 
 @cache
 def _collector() -> ProcessCollector:
+    from prometheus_client import ProcessCollector  # noqa: PLC0415  # as in metrics/__init__.py
+
     return ProcessCollector(registry=None)
 
 

@@ -1,10 +1,12 @@
-"""GET /openapi.json and /docs: what is served here, for programs and for people. Made once, at the start."""
+"""GET /openapi.json and /docs: what is served here, for programs and for people. Made once, when somebody first asks:
+no start waits for it."""
 
 from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from html import escape
 from typing import Any
 
@@ -12,7 +14,6 @@ import orjson
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from proxy import openapi
 from proxy.record import record_of
 from proxy.replies import send_bytes
 
@@ -21,30 +22,55 @@ JSON_PATH, PAGE_PATH = "/openapi.json", "/docs"
 Json = dict[str, Any]
 
 
-class Fixed:
-    """An ASGI endpoint whose answer never changes."""
+_NOTHING_FROM_ELSEWHERE = (b"content-security-policy", b"default-src 'none'; style-src 'unsafe-inline'")
+"""Nothing but what is in the page itself, so that no text in it could become more than text."""
 
-    def __init__(self, path: str) -> None:
+
+class Description:
+    """What is said of `routes`."""
+
+    def __init__(self, routes: Sequence[Route]) -> None:
+        self.routes = routes
+
+    @cached_property
+    def document(self) -> Json:
+        from proxy import openapi  # noqa: PLC0415  # read when it is asked for, as what is in it is made
+
+        return openapi.document(self.routes)
+
+    @cached_property
+    def json(self) -> bytes:
+        return orjson.dumps(self.document)
+
+    @cached_property
+    def page(self) -> bytes:
+        return "".join(_page(self.document)).encode()
+
+
+class Fixed:
+    """An ASGI endpoint whose answer never changes. `body` makes it, or has it."""
+
+    def __init__(
+        self, path: str, content_type: bytes, body: Callable[[], bytes], *headers: tuple[bytes, bytes]
+    ) -> None:
         self.path = path
-        self.content_type = b""
-        self.body = b""
-        self.headers: list[tuple[bytes, bytes]] = []
+        self._content_type = content_type
+        self._body = body
+        self._headers = headers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         record = record_of(scope)
         record.endpoint, record.quiet = self.path, True
-        await send_bytes(send, 200, self.content_type, self.body, self.headers)
+        await send_bytes(send, 200, self._content_type, self._body(), self._headers)
 
 
 def describing(routes: Sequence[Route]) -> list[Route]:
     """The routes that describe these and themselves."""
-    description, page = Fixed(JSON_PATH), Fixed(PAGE_PATH)
-    own = [Route(fixed.path, fixed, methods=["GET"]) for fixed in (description, page)]
-    document = openapi.document([*routes, *own])
-    description.content_type, description.body = b"application/json", orjson.dumps(document)
-    page.content_type, page.body = b"text/html; charset=utf-8", "".join(_page(document)).encode()
-    # nothing but what is in the page itself, so that no text in it could become more than text
-    page.headers = [(b"content-security-policy", b"default-src 'none'; style-src 'unsafe-inline'")]
+    description = Description(routes)
+    document = Fixed(JSON_PATH, b"application/json", lambda: description.json)
+    page = Fixed(PAGE_PATH, b"text/html; charset=utf-8", lambda: description.page, _NOTHING_FROM_ELSEWHERE)
+    own = [Route(fixed.path, fixed, methods=["GET"]) for fixed in (document, page)]
+    description.routes = [*routes, *own]
     return own
 
 
@@ -152,7 +178,7 @@ def _curl(path: str, method: str, operation: Json, body: Json) -> str:
     if operation["security"]:
         lines.append('-H "Authorization: Bearer $KEY"')
     for kind, content in body.items():
-        if kind == openapi.JSON:
+        if kind == "application/json":
             lines += [f"-H 'Content-Type: {kind}'", f"-d {shlex.quote(json.dumps(content.get('example', {})))}"]
         else:
             lines += ["-F model=MODEL", "-F file=@speech.wav"]

@@ -14,7 +14,7 @@ from .families import FAMILIES, Family, Kind
 from .state import Sample, State, empty
 
 
-def exposition(state: State, accept: str = "") -> tuple[bytes, str]:
+def rendered(state: State, accept: str = "") -> tuple[bytes, str]:
     """The text and its content type. `accept` is that header of who asks."""
     encode, content_type = choose_encoder(accept)
     return encode(_Families(state)), content_type
