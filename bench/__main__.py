@@ -21,6 +21,7 @@ from .processes import DidNotStart, allow_many_files, term_is_exit
 from .sampling import profile
 from .targets import NotInstalled, engine
 
+TWO = "slurmgate-2"
 QUICK = {"rounds": 2, "turns": 2, "requests": 1000, "streams": 64, "chunks": 50}
 
 
@@ -112,10 +113,12 @@ def judged(everybody: list[Turns], soaked: soak.Soak | None, outcomes: list[hung
     """What the gateway must reach, line by line."""
     ours, by_name = everybody[0], {turns.target.name: turns for turns in everybody}
 
-    def against(what: str, peer: str, ratio_of: Callable[[Turns, Turns], Any], target: float) -> verdict.Line:
+    def against(
+        what: str, peer: str, ratio_of: Callable[[Turns, Turns], Any], target: float, ours: Turns | None = ours
+    ) -> verdict.Line:
         theirs = by_name.get(peer)
-        ratio = ratio_of(ours, theirs) if theirs is not None else None
-        return verdict.of_ratio(f"{what} / {peer}", ratio, target, f"{peer} did not run")
+        ratio = ratio_of(ours, theirs) if ours is not None and theirs is not None else None
+        return verdict.of_ratio(f"{what} / {peer}", ratio, target, f"{peer if ours is not None else TWO} did not run")
 
     failed = float(sum(outcome.failed for outcome in outcomes)) if outcomes else math.nan
     growth = max(outcome.growth_s for outcome in outcomes) if outcomes else math.nan
@@ -125,6 +128,7 @@ def judged(everybody: list[Turns], soaked: soak.Soak | None, outcomes: list[hung
         against("CPU per streamed chunk", "nginx", compare.of_chunk, 1.6),
         against("CPU per plain request", "litellm", compare.of_request, 0.01),
         against("TTFT p99", "nginx", compare.of_first_p99, 1.3),
+        against("TTFT p99 with two workers", "nginx", compare.of_first_p99, 1.3, by_name.get(TWO)),
         verdict.Line(
             "memory growth over the soak", soaked.growth_mb if soaked else math.nan, soak.LIMIT_MB, " MB",
             how="--all or --soak",

@@ -55,6 +55,9 @@ http {{
 """
 
 _SLURMGATE = """\
+[server]
+workers = {workers}
+
 [launcher]
 kind = "local"
 
@@ -96,10 +99,19 @@ def slurmgate(room: Path, engine_port: int) -> Iterator[Target]:
 
 
 @contextlib.contextmanager
+def slurmgate_2(room: Path, engine_port: int) -> Iterator[Target]:
+    """The same with two workers, and main beside them: more CPU for each request, on more cores."""
+    with slurmgate_for(room, [engine_port], name="slurmgate-2", workers=2) as target:
+        yield target
+
+
+@contextlib.contextmanager
 def slurmgate_for(
     room: Path,
     engine_ports: Sequence[int],
     *,
+    name: str = "slurmgate",
+    workers: int = 1,
     connect_s: float = 5.0,
     first_byte_s: float = 600.0,
     max_in_flight: int = 4096,
@@ -110,15 +122,16 @@ def slurmgate_for(
         raise NotInstalled("slurmgate: not in this environment; pip install --editable .")
     config, state, port = room / "slurmgate.toml", room / "state", free_port()
     urls = ", ".join(f'"http://127.0.0.1:{engine}"' for engine in engine_ports)
-    settings = {"connect_s": connect_s, "first_byte_s": first_byte_s, "max_in_flight": max_in_flight}
-    config.write_text(_SLURMGATE.format(model=MODEL, urls=urls, **settings))
+    timeouts = {"connect_s": connect_s, "first_byte_s": first_byte_s}
+    text = _SLURMGATE.format(workers=workers, model=MODEL, urls=urls, max_in_flight=max_in_flight, **timeouts)
+    config.write_text(text)
     made = subprocess.run(
         [program, "keys", "create", "bench", "--state-dir", str(state)], capture_output=True, text=True, check=False
     )
     if made.returncode:
         raise DidNotStart(f"slurmgate keys create ended with status {made.returncode}:\n{made.stderr}")
     command = [program, "serve", "--config", str(config), "--state-dir", str(state), "--port", str(port)]
-    with Process("slurmgate", command, port, room / "slurmgate.log") as process:
+    with Process(name, command, port, room / "slurmgate.log") as process:
         yield running(process, made.stdout.strip())
 
 
@@ -184,6 +197,7 @@ Starter = Callable[[Path, int], AbstractContextManager[Target]]
 
 STARTERS: dict[str, Starter] = {
     "slurmgate": slurmgate,
+    "slurmgate-2": slurmgate_2,
     "vllm-router": vllm_router,
     "sglang-router": sglang_router,
     "nginx": nginx,

@@ -145,6 +145,7 @@ def test_the_verdict_has_every_target_and_says_which_were_not_measured() -> None
         turns("vllm-router", [100.0] * 8),
         turns("nginx", [50.0] * 8),
         turns("litellm", [10_000.0] * 8, share=0.01),
+        turns("slurmgate-2", [200.0] * 8),
     ]
     judgements = {line.what: line.judgement for line in command.judged(everybody, None, None)}
     assert judgements == {
@@ -153,6 +154,7 @@ def test_the_verdict_has_every_target_and_says_which_were_not_measured() -> None
         "CPU per streamed chunk / nginx": Judgement.MISSED,
         "CPU per plain request / litellm": Judgement.OK,
         "TTFT p99 / nginx": Judgement.OK,
+        "TTFT p99 with two workers / nginx": Judgement.OK,
         "memory growth over the soak": Judgement.UNKNOWN,
         "from start to listening": Judgement.OK,
         "failed requests, one replica of three hung": Judgement.UNKNOWN,
