@@ -264,11 +264,11 @@ class Serving:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._keys_thread.shutdown(wait=False)
+        await asyncio.to_thread(self._keys_thread.shutdown)
         for backend in self.backends.values():
             await backend.aclose()
         await self._notifier.stop()
-        self._batches.close()
+        await self._batches.stop()
         await self._files.stop()
         await self._accounting.flush()
         await self._deliberations.flush()

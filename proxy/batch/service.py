@@ -87,9 +87,9 @@ class Batches:
         self._destinations = destinations
         self._keys = keys
 
-    def close(self) -> None:
-        """After the last answer."""
-        self._threads.shutdown(wait=False)
+    async def stop(self) -> None:
+        """After the last answer. The database is not used any more then, not even for who did not wait for it."""
+        await asyncio.to_thread(self._threads.shutdown)
 
     async def create(self, principal: Principal, given: Json, idempotency: bytes | None) -> Json:
         """A new batch's card; asked again with the same `Idempotency-Key`, that of the one that was made with it.

@@ -233,7 +233,7 @@ class Notifier:
         self._jitter = jitter
         self._tls = tls
         self._look_every_s = look_every_s
-        self._threads: Executor = ThreadPoolExecutor(1, thread_name_prefix="webhooks")
+        self._thread: Executor = ThreadPoolExecutor(1, thread_name_prefix="webhooks")
         self._task: asyncio.Task[None] | None = None
         self._sending: set[asyncio.Task[None]] = set()
 
@@ -246,12 +246,12 @@ class Notifier:
         self._task = asyncio.create_task(self._run(), name="webhooks")
 
     async def stop(self) -> None:
-        """What is under way is cut off, and sent again by who comes next."""
+        """What is under way is cut off, and sent again by who comes next. The database is not used any more then."""
         tasks = [*self._sending, *([self._task] if self._task is not None else [])]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        self._threads.shutdown(wait=False)
+        await asyncio.to_thread(self._thread.shutdown)
 
     async def _run(self) -> None:
         forgotten_at = 0.0
@@ -333,4 +333,4 @@ class Notifier:
         (self._log.warning if reason else self._log.info)(what, **fields, **({"reason": reason} if reason else {}))
 
     async def _in_thread(self, work: Callable[[], Any]) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work)

@@ -93,6 +93,11 @@ def ready(gateway: GatewayProcess) -> list[Replica]:
     return [r for r in known if r.model == CHAT and r.status is Status.READY]
 
 
+def accounted(lab: SlurmLab) -> set[str]:
+    """Jobs that the accounting knows."""
+    return set(lab.run("sacct", "-a", "-n", "-P", "-X", "-o", "JobID").split())
+
+
 @pytest.fixture(scope="module")
 def site(slurm_accounting_lab: SlurmLab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     gateway = GatewayProcess(tmp_path_factory.mktemp("secrets"), config(SERVICE), slurm_accounting_lab.env())
@@ -100,6 +105,9 @@ def site(slurm_accounting_lab: SlurmLab, tmp_path_factory: pytest.TempPathFactor
         gateway.start()
         gateway.until_ready(**{CHAT: 2})
         until_sync(lambda: len(ready(gateway)) == 2)
+        jobs = {str(replica.job_id) for replica in ready(gateway)}
+        # slurmctld tells slurmdbd some seconds later
+        until_sync(lambda: jobs <= accounted(slurm_accounting_lab), every_s=0.2)
         yield Site(gateway, slurm_accounting_lab)
     finally:
         gateway.stop()

@@ -114,9 +114,9 @@ class Machine(RuleBasedStateMachine):
     def commits(self, data: Any, ok: bool, again: bool) -> None:
         person = self._holder(data)
         some = data.draw(st.lists(st.sampled_from(person.held), min_size=1, max_size=3))
-        self.said += 1
         results: list[Done] = []
         for window in some:
+            self.said += 1  # a line's result under an old epoch is told from that under a newer one
             if window.lines:
                 line = data.draw(st.sampled_from(window.lines))
                 results += done(window, line.line_no, ok=ok, said=str(self.said))

@@ -7,6 +7,7 @@ import base64
 import hashlib
 import hmac
 import json
+import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -397,3 +398,26 @@ async def test_a_database_that_is_away_is_waited_for(stand: Stand, monkeypatch: 
         stand.tell(url_of(server))
         await until(lambda: stand.rows()[0].delivered_at is not None)
     assert "webhooks_not_read" in stand.logged()
+
+
+async def test_once_stopped_it_uses_the_database_no_more(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, under_way, go_on, ended = stand.store.claim, threading.Event(), threading.Event(), threading.Event()
+
+    def claim(limit: int) -> list[Due]:
+        under_way.set()
+        assert go_on.wait(30)
+        try:
+            return whole(limit)
+        finally:
+            ended.set()
+
+    monkeypatch.setattr(stand.store, "claim", claim)
+    notifier = stand.notifier()
+    await notifier.start()
+    await until(under_way.is_set)
+    stopping = asyncio.create_task(notifier.stop())
+    await asyncio.wait({stopping}, timeout=0.05)
+    assert not stopping.done()
+    go_on.set()
+    await stopping
+    assert ended.is_set()
