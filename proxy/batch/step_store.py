@@ -104,12 +104,12 @@ class StepStore:
     # -- ending -------------------------------------------------------------------------------------------------------
 
     def begin_ending(self, step: Step) -> Batch:
-        """From now on no result is taken, and how the batch ends is decided."""
-        assert step.ending is not None  # noqa: S101  # a step of this kind has one
+        """From now on no result is taken, and how the batch ends is decided: by what it is now, since a client may have
+        cancelled it after the step was claimed."""
         with db.writing(self._engine, durable=True) as connection:
             batch = self._mine(connection, step)
             if batch.ending is None:
-                self._change(connection, step, None, ending=step.ending.value)
+                self._change(connection, step, None, ending=_ending_of(batch).value)
             if batch.status is Status.IN_PROGRESS:
                 self._change(connection, step, Status.FINALIZING, finalizing_at=int(self._now()))
             connection.execute(update(_windows).where(_windows.c.batch_id == batch.id).values(worker=None))
@@ -238,6 +238,12 @@ class StepStore:
             values["status"] = status.value
         connection.execute(update(_batches).where(mine).values(**values))
         return batch_of(connection.execute(select(_batches).where(mine)).one())
+
+
+def _ending_of(batch: Batch) -> Status:
+    if batch.status is Status.CANCELLING:
+        return Status.CANCELLED
+    return Status.COMPLETED if batch.answered else Status.EXPIRED
 
 
 def _leased(step: Step) -> tuple[Any, ...]:

@@ -329,9 +329,7 @@ class BatchStore:
             values = {"worker": worker.id, "epoch": row.epoch + 1}
             connection.execute(update(_batches).where(_batches.c.id == row.id).values(**values))
             batch = batch_of(connection.execute(select(_batches).where(_batches.c.id == row.id)).one())
-        if batch.status is Status.VALIDATING:
-            return Step(Kind.VALIDATE, batch)
-        return Step(Kind.END, batch, batch.ending or _ending_of(batch))
+        return Step(Kind.VALIDATE if batch.status is Status.VALIDATING else Kind.END, batch)
 
     def abandon(self, batch_id: str, errors: Iterable[Mistake]) -> bool:
         """End a batch that cannot go on, such as one whose key was revoked. Its lines without a result get the first of
@@ -353,12 +351,6 @@ _TAKES_RESULTS = (Status.IN_PROGRESS, Status.CANCELLING)
 
 def _may_pause() -> Any:
     return _batches.c.status.in_([Status.VALIDATING.value, Status.IN_PROGRESS.value])
-
-
-def _ending_of(batch: Batch) -> Status:
-    if batch.status is Status.CANCELLING:
-        return Status.CANCELLED
-    return Status.COMPLETED if batch.answered else Status.EXPIRED
 
 
 def _lives(connection: Connection, worker: Worker) -> bool:

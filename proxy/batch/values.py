@@ -166,14 +166,10 @@ class Kind(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What is to be done with a batch outside of its lines, leased to a worker as `batch.epoch` says.
-
-    ending   how the batch ends, for `Kind.END`
-    """
+    """What is to be done with a batch outside of its lines, leased to a worker as `batch.epoch` says."""
 
     kind: Kind
     batch: Batch
-    ending: Status | None = None
 
 
 class LineRef(NamedTuple):

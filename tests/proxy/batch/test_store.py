@@ -301,9 +301,10 @@ def test_a_batch_ends_when_its_last_line_has_its_result(
     store.commit(done(window, 3, ok=False))
     step = store.claim_step(ANN)
     assert step is not None
-    assert (step.kind, step.ending) == (Kind.END, Status.COMPLETED)
+    assert step.kind is Kind.END
     clock.now += 5
-    assert steps.begin_ending(step).status is Status.FINALIZING
+    ending = steps.begin_ending(step)
+    assert (ending.status, ending.ending) == (Status.FINALIZING, Status.COMPLETED)
     decided = steps.decide_files(step)
     assert steps.decide_files(step) == decided
     assert decided.output_file_id is not None
@@ -372,8 +373,8 @@ def test_a_cancelled_batch_ends_when_nobody_holds_its_lines(
     store.give_back(window)
     step = store.claim_step(ANN)
     assert step is not None
-    assert step.ending is Status.CANCELLED
-    assert steps.begin_ending(step).status is Status.CANCELLING
+    ending = steps.begin_ending(step)
+    assert (ending.status, ending.ending) == (Status.CANCELLING, Status.CANCELLED)
     assert store.commit(done(window, 3)).lost == {(made.id, 0)}
     decided = steps.decide_files(step)
     assert (decided.output_file_id is None, decided.error_file_id) == (False, None)
@@ -411,6 +412,20 @@ def test_a_batch_is_cancelled_while_it_is_validated(store: BatchStore, steps: St
     assert steps.finished(end).status is Status.CANCELLED
 
 
+def test_a_batch_is_cancelled_after_its_end_was_claimed(
+    store: BatchStore, steps: StepStore, database: Engine, clock: Clock
+) -> None:
+    made = begun(database, clock)
+    store.beat(ANN)
+    clock.now += 86400 + EXPIRING_S
+    step = store.claim_step(ANN)
+    assert step is not None
+    store.cancel("one", made.id)
+    assert steps.begin_ending(step).ending is Status.CANCELLED
+    steps.decide_files(step)
+    assert steps.finished(step).status is Status.CANCELLED
+
+
 def test_lines_without_time_are_errors(store: BatchStore, steps: StepStore, database: Engine, clock: Clock) -> None:
     made = begun(database, clock)
     store.beat(ANN)
@@ -422,8 +437,8 @@ def test_lines_without_time_are_errors(store: BatchStore, steps: StepStore, data
     clock.now += EXPIRING_S
     step = store.claim_step(ANN)
     assert step is not None
-    assert (step.kind, step.ending) == (Kind.END, Status.EXPIRED)
-    steps.begin_ending(step)
+    assert step.kind is Kind.END
+    assert steps.begin_ending(step).ending is Status.EXPIRED
     assert store.commit(done(window, 3)).lost == {(made.id, 0)}
     assert steps.close_lines(step, 0, 2) == 4
     assert steps.close_lines(step, 4, 2) == 6
