@@ -391,7 +391,7 @@ OPERATIONS = (
     Operation("get", ShowModel.path, "Models", "Show a model, whose id may hold slashes", {JSON: "Model"},
               errors=_LOOKING),
     Operation("get", Health.path, "Service", "Whether this process answers", {JSON: "Health"}, errors=(), key=False),
-    Operation("get", Ready.path, "Service", "Whether a model answers", {JSON: "Readiness"}, errors=(), key=False,
+    Operation("get", Ready.path, "Service", "Whether a model can answer", {JSON: "Readiness"}, errors=(), key=False,
               statuses={503: ("None does yet.", "Readiness")}),
     Operation("get", ShowMetrics.path, "Service", "Metrics, in Prometheus' text format", {TEXT: None}, errors=(),
               key=False),

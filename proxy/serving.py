@@ -212,7 +212,11 @@ class Serving:
             Route(ListModels.path, ListModels(registry), methods=["GET"]),
             Route(ShowModel.path, ShowModel(registry), methods=["GET"]),
             Route(Health.path, Health(), methods=["GET"]),
-            Route(Ready.path, Ready(self._control.endpoints, self._config.observability.privacy), methods=["GET"]),
+            Route(
+                Ready.path,
+                Ready(self._control.endpoints, self._control.state_of, self._config.observability.privacy),
+                methods=["GET"],
+            ),
             Route(ShowMetrics.path, ShowMetrics(self._numbers), methods=["GET"]),
             Route(Reports.path, Reports(self._control, bodies), methods=["POST"]),
             *operation_routes(self._control, bodies),

@@ -1,4 +1,4 @@
-"""GET /health (this process answers), /ready (a model answers), /metrics (Prometheus)."""
+"""GET /health (this process answers), /ready (a model can answer), /metrics (Prometheus)."""
 
 from __future__ import annotations
 
@@ -21,22 +21,28 @@ class Health:
 
 
 class Ready:
-    """200 as soon as one model can answer: one broken model must not take the others out of a load balancer.
+    """200 as soon as one model can answer: one broken model must not take the others out of a load balancer. One at
+    zero counts, since its first request starts it: a load balancer that kept that away would keep it at zero.
 
-    `endpoints` gives the number of replicas that take requests, by model; `privacy` as it was configured.
+    endpoints   gives the number of replicas that take requests, by model
+    state_of    a model's state, as `/v1/models` shows it
+    privacy     as it was configured
     """
 
     path = "/ready"
 
-    def __init__(self, endpoints: Callable[[], Mapping[str, int]], privacy: bool = True) -> None:
+    def __init__(
+        self, endpoints: Callable[[], Mapping[str, int]], state_of: Callable[[str], str], privacy: bool = True
+    ) -> None:
         self._endpoints = endpoints
+        self._state_of = state_of
         self._privacy = privacy
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         record = record_of(scope)
         record.endpoint, record.quiet = self.path, True
         models = self._endpoints()
-        ready = any(models.values()) or not models
+        ready = not models or any(self._state_of(model) in ("ready", "idle") for model in models)
         body: dict[str, object] = {"status": "ready" if ready else "starting", "models": models}
         if not self._privacy:
             body["privacy"] = False  # who sends prompts may want to know

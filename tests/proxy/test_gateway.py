@@ -323,6 +323,20 @@ async def test_health_and_ready_need_no_key(tmp_path: Path) -> None:
         assert (ready.status_code, ready.json()) == (200, {"status": "ready", "models": {"org/m": 1}})
 
 
+async def test_a_gateway_whose_models_are_at_zero_is_ready_for_their_first_requests(tmp_path: Path) -> None:
+    at_zero = """
+        [launcher]
+        kind = "local"
+        [models.m]
+        engine = "llamacpp"
+        source = "/nowhere/m.gguf"
+        scaling = {min = 0, max = 1}
+    """
+    async with serving(at_zero, tmp_path) as served, httpx.AsyncClient() as http:
+        ready = await http.get(served.url + "/ready")
+        assert (ready.status_code, ready.json()) == (200, {"status": "ready", "models": {"m": 0}})
+
+
 async def test_an_agent_without_its_token_is_refused(tmp_path: Path) -> None:
     async with Answers() as engine, serving(config(engine), tmp_path) as served:
         for headers in ({}, served.headers, {"authorization": "Bearer x"}):
