@@ -19,6 +19,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from . import liveness
 from .connection import Connection
 from .errors import ConnectFailed, Disconnected, MalformedResponse, TransportError
 
@@ -164,7 +165,7 @@ class Pool:
             async with asyncio.timeout(self.timeouts.connect_s) as limit:
                 self._connecting.add(limit)
                 try:
-                    _, connection = await asyncio.get_running_loop().create_connection(
+                    transport, connection = await asyncio.get_running_loop().create_connection(
                         self._new_connection, self._host, self._port
                     )
                 finally:
@@ -176,6 +177,7 @@ class Pool:
             raise ConnectFailed("The engine cannot be reached.", detail=f"{self.origin}: {error}") from error
         # counted only now: uvloop, cancelled in between, has called connection_made and never calls connection_lost
         if connection.is_open:
+            liveness.probe(transport.get_extra_info("socket"), liveness.ENGINE)
             self._open.add(connection)
             if self._timer is None:
                 self._timer = connection.loop.call_later(self._interval_s, self._sweep, connection.loop)

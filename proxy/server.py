@@ -17,6 +17,8 @@ import uvloop
 from starlette.types import ASGIApp
 from structlog.typing import FilteringBoundLogger
 
+from backends import liveness
+
 from . import operator_socket
 from .app import Gateway
 from .config import Config, ConfigError
@@ -70,6 +72,7 @@ def listen_alone(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    liveness.probe(listener, liveness.CLIENT)
     try:
         listener.bind((host, port))
         listener.listen(4096)

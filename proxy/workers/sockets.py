@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import socket
 
+from backends import liveness
+
 BACKLOG = 4096
 
 
@@ -25,6 +27,7 @@ def listen(host: str, port: int, count: int) -> list[socket.socket]:
             listeners.append(listener)
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            liveness.probe(listener, liveness.CLIENT)
             listener.bind((host, port))
             port = listener.getsockname()[1]
             listener.listen(BACKLOG)
