@@ -22,6 +22,7 @@ from tests.client_environments import (
     output_of,
     python_command,
 )
+from tests.fakes.chat_engine import TalksOn
 from tests.fakes.tool_engine import AnswersInJSON, CallsTools, serving
 from tests.gateway_process import GatewayProcess
 from tests.waiting import until_sync
@@ -40,6 +41,10 @@ urls = ["{}"]
 [models.answers-in-json]
 engine = "vllm"
 urls = ["{}"]
+
+[models.talks-on]
+engine = "vllm"
+urls = ["{}"]
 """
 
 
@@ -51,7 +56,7 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess
 
 @pytest.fixture(scope="module")
 def tool_gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
-    with serving(CallsTools(), AnswersInJSON()) as engines:
+    with serving(CallsTools(), AnswersInJSON(), TalksOn()) as engines:
         config = TOOL_MODELS.format(*(engine.url for engine in engines))
         gateway = GatewayProcess(tmp_path_factory.mktemp("tools"), config)
         gateway.start()
@@ -206,11 +211,11 @@ def test_litellm_raises_its_classes(look: Look) -> None:
 
 
 @pytest.mark.parametrize("client", EVERYONE)
-def test_a_stream_that_is_left_midway_is_cancelled(gateway: GatewayProcess, look: Look, client: str) -> None:
+def test_a_stream_that_is_left_midway_is_cancelled(tool_gateway: GatewayProcess, look: Look, client: str) -> None:
     cancelled = look(client)["cancelled"]
     assert cancelled["chunks"] == 3
-    until_sync(lambda: cancelled["request_id"] in logged(gateway))
-    assert logged(gateway)[cancelled["request_id"]]["error"] == "client_disconnected"
+    until_sync(lambda: cancelled["request_id"] in logged(tool_gateway))
+    assert logged(tool_gateway)[cancelled["request_id"]]["error"] == "client_disconnected"
 
 
 @pytest.mark.parametrize(("client", "name"), [*((sdk, "concurrent") for sdk in SDKS), ("langchain", "chain")])

@@ -32,9 +32,9 @@ ask error_stream /chat/completions '{"model": "gone", "stream": true, '"$questio
 
 # head leaves after three events; curl then cannot write, and ends
 curl --silent --no-buffer --max-time 60 --dump-header "$out/cancelled.head" \
-  --header "Authorization: Bearer $OPENAI_API_KEY" --header "Content-Type: application/json" \
-  --data '{"model": "slurmgate-guide", "stream": true, "max_tokens": 1900, "ignore_eos": true, '"$question"'}' \
-  "$OPENAI_BASE_URL/chat/completions" | grep --line-buffered '^data: ' | head -n 3 >"$out/cancelled" || true
+  --header "Authorization: Bearer $TOOLS_API_KEY" --header "Content-Type: application/json" \
+  --data '{"model": "talks-on", "stream": true, '"$question"'}' \
+  "$TOOLS_BASE_URL/chat/completions" | grep --line-buffered '^data: ' | head -n 3 >"$out/cancelled" || true
 
 function='"parameters": {"type": "object", "properties": {"city": {"type": "string"}}}'
 URL=$TOOLS_BASE_URL KEY=$TOOLS_API_KEY ask tools /chat/completions '{

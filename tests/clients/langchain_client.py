@@ -122,7 +122,7 @@ def errors() -> dict[str, list[Any]]:
 
 
 def cancelled() -> dict[str, Any]:
-    model = ChatOpenAI(model=CHAT, max_tokens=1900, extra_body={"ignore_eos": True}, include_response_headers=True)
+    model = ChatOpenAI(model="talks-on", include_response_headers=True, **TOOLS_AT)
     stream = model.stream(QUESTION)
     seen = [next(stream) for _ in range(3)]
     stream.close()

@@ -99,9 +99,7 @@ def errors() -> dict[str, list[Any]]:
 
 
 def cancelled() -> dict[str, Any]:
-    stream = litellm.completion(
-        model=CHAT, messages=QUESTION, stream=True, max_tokens=1900, extra_body={"ignore_eos": True}, **AT
-    )
+    stream = litellm.completion(model="openai/talks-on", messages=QUESTION, stream=True, **TOOLS_AT)
     seen = [next(stream) for _ in range(3)]
     request_id = stream._hidden_params["additional_headers"]["llm_provider-x-request-id"]
     stream.completion_stream.close()

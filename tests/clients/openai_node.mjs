@@ -90,8 +90,8 @@ async function errors() {
 }
 
 async function cancelled() {
-  const { data: stream, request_id } = await client.chat.completions.create({
-    model: CHAT, messages: QUESTION, stream: true, max_tokens: 1900, ignore_eos: true,
+  const { data: stream, request_id } = await toolClient.chat.completions.create({
+    model: "talks-on", messages: QUESTION, stream: true,
   }).withResponse();
   let chunks = 0;
   for await (const _ of stream) {

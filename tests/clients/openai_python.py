@@ -21,7 +21,6 @@ from pydantic import BaseModel
 CHAT, EMBED = "slurmgate-guide", "slurmgate-embed"
 QUESTION = [{"role": "user", "content": "What is slurmgate?"}]
 TEXTS = ["What is slurmgate?", "Tell me what slurmgate is", "How do I cancel a job?"]
-ENDLESS = {"ignore_eos": True}  # llama.cpp goes on to max_tokens
 WEATHER = {
     "type": "function",
     "function": {
@@ -113,10 +112,8 @@ def errors(client: OpenAI) -> dict[str, list[Any]]:
 
 
 def cancelled(client: OpenAI) -> dict[str, Any]:
-    """Left after three chunks of an answer that would be long."""
-    stream = client.chat.completions.create(
-        model=CHAT, messages=QUESTION, stream=True, max_tokens=1900, extra_body=ENDLESS
-    )
+    """Left after three chunks of an answer without an end."""
+    stream = client.chat.completions.create(model="talks-on", messages=QUESTION, stream=True)
     seen = [next(stream) for _ in range(3)]
     request_id = stream.response.headers["x-request-id"]
     stream.close()
@@ -198,7 +195,7 @@ def main() -> None:
         see("models", lambda client: [model.id for model in client.models.list()], client)
         see("model", lambda client: client.models.retrieve(CHAT).id, client)
         see("errors", errors, client)
-        see("cancelled", cancelled, client)
+        see("cancelled", cancelled, tool_client)
         see("concurrent", lambda client: asyncio.run(concurrent()), client)
         see("tools", tools, tool_client)
         see("structured", structured, tool_client)

@@ -5,6 +5,7 @@ AnswersWith        any status and body
 NeverBegins        takes the request and says nothing
 StopsMidStream     sends the first chunks, then nothing more
 PausesMidStream    ... then nothing until it is told to go on
+TalksOn            sends chunk after chunk until nobody listens
 DiesMidStream      sends the first chunks, then closes
 DiesOnRequests     closes without a word
 BreaksInItsStream  sends an error event inside a 200, as TGI and llama.cpp do
@@ -210,6 +211,16 @@ class PausesMidStream(Engine):
         await self.go_on.wait()
         await write(chunk(event(delta("m", None, "stop"))) + chunk(event(b"[DONE]")) + b"0\r\n\r\n")
         return True
+
+
+class TalksOn(Engine):
+    """So that whoever leaves it leaves midway, however slow."""
+
+    async def answer(self, request: Request, write: Write) -> bool:
+        await write(STREAM_HEAD)
+        while True:
+            await write(chunk(event(delta("m", "Slurm"))))
+            await asyncio.sleep(0.01)
 
 
 class DiesMidStream(Engine):
