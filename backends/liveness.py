@@ -16,24 +16,24 @@ class Probes(NamedTuple):
     """after_s     of silence, the first question
     every_s        the next ones
     most           so many unanswered ones end the connection, with ETIMEDOUT
+    unsent_s       what is to be sent may stay unacknowledged, or unsent to who does not read, for so long; None: for as
+                   long as the system has it
     """
 
     after_s: int
     every_s: int
     most: int
-
-    @property
-    def patience_s(self) -> int:
-        """How long nothing may come of a peer. Also for what was sent and never acknowledged."""
-        return self.after_s + self.every_s * self.most
+    unsent_s: int | None = None
 
 
 ENGINE = Probes(10, 5, 4)
-"""Long enough for a switch that starts again, and far less than slurmctld waits for a node (SlurmdTimeout: 300 s)."""
+"""Long enough for a switch that starts again, and far less than slurmctld waits for a node (SlurmdTimeout: 300 s).
+A busy engine may take its time to read a large request; one that does not answer is asked after its health instead
+(origins.py)."""
 
-CLIENT = Probes(30, 10, 3)
+CLIENT = Probes(30, 10, 3, unsent_s=60)
 """People's machines: what they do not hear of any more shall not keep an engine for the quarter of an hour that TCP
-would go on sending."""
+would go on sending. nginx, too, gives up a client that has taken nothing for a minute (`send_timeout`)."""
 
 
 class Socket(Protocol):
@@ -43,12 +43,13 @@ class Socket(Protocol):
 def probe(connection: Socket, probes: Probes) -> None:
     """Have the kernel ask. Connections take it over from the listening socket that accepted them. Where the system has
     no such option, its own defaults hold."""
-    options = (
+    options = [
         ("TCP_KEEPIDLE", probes.after_s),
         ("TCP_KEEPINTVL", probes.every_s),
         ("TCP_KEEPCNT", probes.most),
-        ("TCP_USER_TIMEOUT", probes.patience_s * 1000),
-    )
+    ]
+    if probes.unsent_s is not None:
+        options.append(("TCP_USER_TIMEOUT", probes.unsent_s * 1000))
     with contextlib.suppress(OSError):  # it has been reset already: whoever reads it will see
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for name, value in options:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import math
 import os
@@ -18,15 +19,18 @@ from pathlib import Path
 import pytest
 
 from backends import engine_info, health
+from backends.base import Endpoint, EventStream
 from backends.compose import Options, backend_for
 from backends.errors import NotTheEngine
 from backends.fixed import FixedEndpoint, FixedEndpoints
 from backends.model_places import ModelPlaces
 from proxy import embedded
-from tests.backends.asking import COMPLETIONS, EMBEDDINGS, NAME, TOKENIZE, ask, stream, text
+from tests.backends.asking import COMPLETIONS, EMBEDDINGS, NAME, TOKENIZE, ask, call, stream, text
 from tests.waiting import until_sync
 
 MODELS = Path(embedded.__file__).parent
+MOST = 1900
+"""Tokens, nearly what there is room for."""
 
 
 @contextmanager
@@ -55,7 +59,7 @@ def healthy(port: int) -> bool:
 
 @pytest.fixture(scope="module")
 def chatting() -> Iterator[FixedEndpoints]:
-    with engine("guide.gguf") as endpoints:
+    with engine("guide.gguf", "--metrics") as endpoints:
         yield endpoints
 
 
@@ -74,6 +78,30 @@ async def test_more_choices_than_slots(chatting: FixedEndpoints) -> None:
     assert all(text(chunks, index) for index in range(6))
     assert chunks[-1]["usage"]["completion_tokens"] == 18
     await backend.aclose()
+
+
+async def test_a_stream_that_is_left_midway_frees_its_slot(chatting: FixedEndpoints) -> None:
+    (endpoint,) = chatting.endpoints(NAME)
+    backend = backend_for(NAME, ModelPlaces(NAME, chatting, engine="llamacpp"), "llamacpp")
+    before = await asyncio.to_thread(counted, endpoint, "tokens_predicted_total")
+    left = await backend.run(call(stream=True, max_tokens=MOST, ignore_eos=True))
+    assert isinstance(left, EventStream)
+    assert await anext(aiter(left))
+    left.close()
+    await backend.aclose()
+    await asyncio.to_thread(until_sync, lambda: counted(endpoint, "requests_processing") == 0)
+    assert 0 < await asyncio.to_thread(counted, endpoint, "tokens_predicted_total") - before < MOST
+
+
+def counted(endpoint: Endpoint, name: str) -> float:
+    """As the engine's own metrics have it."""
+    request = urllib.request.Request(
+        f"http://{endpoint.host}:{endpoint.port}/metrics", headers={"authorization": f"Bearer {endpoint.api_key}"}
+    )
+    with urllib.request.urlopen(request, timeout=5) as answer:
+        lines = answer.read().decode().splitlines()
+    [line] = [line for line in lines if line.startswith(f"llamacpp:{name} ")]
+    return float(line.split()[1])
 
 
 async def test_it_says_how_many_it_takes(chatting: FixedEndpoints) -> None:
