@@ -22,6 +22,7 @@ from .affinity import affinity_of
 from .base import Call, Endpoint, Launcher
 from .breaker import State
 from .health import Health, is_ours
+from .loans import Lending, Loan
 from .model_queue import ModelQueue, OnWait
 from .places import Outcome, Priority, Seat, Want
 from .replica_set import Replica, ReplicaSet, Rules
@@ -118,9 +119,10 @@ class ModelPlaces:
             on_change=self._changed,
             clock=clock,
         )
-        self._queue = ModelQueue(model, self._set, self._seated, on_wait, clock)
+        self._queue = ModelQueue(model, self._set, self._seated, self._shortage, on_wait, clock)
         self.line = self._queue.line
         self.rate = self._set.rate
+        self._lending = Lending(model, self._set, self.line, self.left, self._freed, clock)
 
     # -- Places -------------------------------------------------------------------------------------------------------
 
@@ -134,7 +136,7 @@ class ModelPlaces:
         replica: Replica | None
         if len(replicas) == 1 and not avoid:  # as `find` does, without the call
             replica = replicas[0]
-            if replica.in_flight >= replica.limit.now or replica.rests_until > now:
+            if replica.in_flight + replica.lent >= replica.limit.now or replica.rests_until > now:
                 return None
         else:
             affinity = affinity_of(call) if len(replicas) > 1 and known.rules.affinity else 0
@@ -147,7 +149,14 @@ class ModelPlaces:
         return await self._queue.seat(want_of(call, avoid, affinity=self._set.rules.affinity))
 
     def in_flight(self, replica_id: str) -> int:
-        return sum(r.in_flight for r in (*self._set.replicas, *self._set.leaving) if r.replica_id == replica_id)
+        """Of one that leaves, with what is lent: not before it has been returned is it known what is in use."""
+        known = self._set
+        known.refresh()
+        return sum(
+            r.in_flight + (r.lent if r in known.leaving else 0)
+            for r in (*known.replicas, *known.leaving)
+            if r.replica_id == replica_id
+        )
 
     def waiting(self) -> int:
         return len(self.line)
@@ -168,6 +177,11 @@ class ModelPlaces:
         """A seat, after a wait in line. Raises as `Places.wait` does."""
         return await self._queue.seat(want)
 
+    def lend(self, borrowers: int, call_in: Callable[[], None]) -> Loan | None:
+        """Seats that one of so many borrowers may give out without asking, until `call_in` is called; None where it
+        is better to ask."""
+        return self._lending.lend(borrowers, call_in)
+
     # -- what others tell and ask -------------------------------------------------------------------------------------
 
     def set_limit(self, replica_id: str, takes: int) -> None:
@@ -181,6 +195,7 @@ class ModelPlaces:
         self._set.go_by(rules, launcher, engine)
         if self._set.launcher is not before:
             self._queue.listen_anew()
+            self._lending.close()
         self._set.refresh()
         self._changed()
 
@@ -202,12 +217,14 @@ class ModelPlaces:
     def close(self) -> None:
         """Those in line get a 503, and nobody is probed any more. Seats that are taken stay so until they are left."""
         self._queue.refuse_all(f"{self.model} is no longer served here.")
+        self._lending.close()
         self._set.close()
 
-    # -- called by seats, replicas and the queue ----------------------------------------------------------------------
+    # -- called by seats, loans, replicas and the queue ---------------------------------------------------------------
 
     def left(self, replica: Replica, request: Call | Want, outcome: Outcome, begun: float, tokens: int) -> None:
         self._set.left(replica, outcome, begun)
+        self._lending.look()
         if self.line:
             if tokens and isinstance(request, Want):
                 self.line.charge(request.owner, request.priority, tokens - request.tokens)
@@ -218,5 +235,13 @@ class ModelPlaces:
     def _seated(self, replica: Replica, want: Want, now: float) -> Seat:
         return ReplicaSeat(self, replica, want, now)
 
+    def _shortage(self) -> None:
+        self._lending.call_in()
+
+    def _freed(self) -> None:
+        self._set.let_go()
+        self._queue.move_up()
+
     def _changed(self) -> None:
+        self._lending.look()
         self._queue.changed()

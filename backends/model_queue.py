@@ -43,6 +43,7 @@ class ModelQueue:
     """full, late   requests refused so far: because too many waited, because they had waited too long
 
     seated          makes the seat of a request at a replica
+    on_shortage     called when a request begins to wait
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class ModelQueue:
         model: str,
         replicas: ReplicaSet,
         seated: Callable[[Replica, Want, float], Seat],
+        on_shortage: Callable[[], None],
         on_wait: OnWait | None,
         clock: Callable[[], float],
     ) -> None:
@@ -59,6 +61,7 @@ class ModelQueue:
         self._model = model
         self._replicas = replicas
         self._seated = seated
+        self._on_shortage = on_shortage
         self._on_wait = on_wait
         self._clock = clock
         self._listener: asyncio.Task[None] | None = None
@@ -74,7 +77,8 @@ class ModelQueue:
             replicas.ask_strangers(self._clock())
             if retry_after_s is not None:
                 raise self._cold(why, retry_after_s)
-        if len(self.line) >= replicas.rules.queue_size and not want.avoid:
+        most = replicas.rules.queue_size + replicas.lent  # what is lent is called in for those in line
+        if len(self.line) >= most and not want.avoid:
             # who has been let in once is not refused for that: it comes back from a replica that failed it
             now = self._clock()
             if not self.line and (replica := replicas.find_for(want, now)) is not None:
@@ -89,6 +93,7 @@ class ModelQueue:
         try:
             self.move_up()
             if not waiter.seat.done():
+                self._on_shortage()
                 self._listen()
                 self._set_timer(waiter)
             return await waiter.seat

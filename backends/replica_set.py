@@ -60,6 +60,7 @@ class Replica:
         "estranged",
         "in_flight",
         "is_calm",
+        "lent",
         "limit",
         "replica_id",
         "rest_s",
@@ -77,6 +78,8 @@ class Replica:
         """When its time is over, by the set's clock."""
         self.seed = seed_of(endpoint.replica_id)
         self.in_flight = 0
+        self.lent = 0
+        """Seats that others may give out and have not, as far as is known here (loans.py)."""
         self.is_calm = True
         """A request that was served changes nothing but the count."""
         self.limit = Limit(ceiling)
@@ -90,7 +93,7 @@ class Replica:
         not even where there is no other replica: prompts are not sent to strangers."""
 
     def has_room(self, now: float) -> bool:
-        return self.in_flight < self.limit.now and self.rests_until <= now
+        return self.in_flight + self.lent < self.limit.now and self.rests_until <= now
 
     def free_again_at(self, now: float) -> float | None:
         """When time alone gives it back to rotation, or lets it be asked; None where it does not."""
@@ -151,7 +154,7 @@ class ReplicaSet:
         self.launcher = launcher
         self.replicas: list[Replica] = []
         self.leaving: list[Replica] = []
-        """No longer the launcher's, but with requests in flight."""
+        """No longer the launcher's, but with requests in flight, or seats that others may give out."""
         self.since = 0.0
         """When the first replica came, or the last one went."""
         self.rate = ServiceRate()
@@ -177,7 +180,7 @@ class ReplicaSet:
             replica = replicas[0]  # whatever its breaker says: there is no other
             if replica.estranged:
                 self.ask_strangers(now)
-            return replica if replica.in_flight < replica.limit.now and replica.rests_until <= now else None
+            return replica if replica.has_room(now) else None
         if not avoid and (self._soonest == math.inf or self._soonest > now + self.expected_s()) and self._is_calm():
             return self._find_in_calm(affinity)
         usable = []
@@ -188,7 +191,7 @@ class ReplicaSet:
                 if replica.breaker.may_be_probed(now):
                     self._probe(replica)
             elif (
-                replica.in_flight < replica.limit.now
+                replica.in_flight + replica.lent < replica.limit.now
                 and replica.rests_until <= now
                 and not (avoid and replica.replica_id in avoid)
             ):
@@ -213,8 +216,8 @@ class ReplicaSet:
         if affinity:
             ranked = self._ranking(affinity)
             for replica in ranked:
-                if replica.in_flight >= replica.limit.now:
-                    ranked = tuple(other for other in ranked if other.in_flight < other.limit.now)
+                if replica.in_flight + replica.lent >= replica.limit.now:
+                    ranked = tuple(other for other in ranked if other.in_flight + other.lent < other.limit.now)
                     return within_bounds(ranked) if ranked else None
             return within_bounds(ranked)
         self._turn += 1
@@ -222,7 +225,7 @@ class ReplicaSet:
         least = math.inf
         for replica in self._rotations[self._turn % len(self._rotations)]:
             count = replica.in_flight
-            if count < replica.limit.now:
+            if count + replica.lent < replica.limit.now:
                 load = (count + 1) / replica.weight
                 if load < least:
                     best, least = replica, load
@@ -270,6 +273,10 @@ class ReplicaSet:
     def in_flight(self) -> int:
         return sum(replica.in_flight for replica in self.replicas)
 
+    @property
+    def lent(self) -> int:
+        return sum(replica.lent for replica in self.replicas)
+
     def _least_bad(self, avoid: frozenset[str], now: float) -> Replica | None:
         """Every breaker is open. A request is not refused for that: one of them may be well again."""
         left = [replica for replica in self.replicas if replica.has_room(now) and replica.replica_id not in avoid]
@@ -315,7 +322,7 @@ class ReplicaSet:
         before = {*before, *self.leaving} - {*self.replicas}
         for replica in before:
             replica.is_calm = False
-        self.leaving = [replica for replica in before if replica.in_flight]
+        self.leaving = [replica for replica in before if replica.in_flight or replica.lent]
         self._rankings = {}
         since_epoch = time.time() - self._clock()
         for replica in self.replicas:
@@ -365,7 +372,11 @@ class ReplicaSet:
         if self.leaving:
             if replica in self.leaving:
                 replica.is_calm = False
-            self.leaving = [other for other in self.leaving if other.in_flight]
+            self.let_go()
+
+    def let_go(self) -> None:
+        """... of those that have left and have nothing any more."""
+        self.leaving = [replica for replica in self.leaving if replica.in_flight or replica.lent]
 
     # -- those out of rotation ----------------------------------------------------------------------------------------
 

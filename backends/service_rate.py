@@ -28,11 +28,11 @@ class ServiceRate:
         self.count //= 2
         self.total_s /= 2
 
-    def served(self, seconds: float) -> None:
-        """A request has had its seat for so long."""
-        self.count += 1
+    def served(self, seconds: float, count: int = 1) -> None:
+        """A request has had its seat for so long, or so many together."""
+        self.count += count
         self.total_s += seconds
-        if self.count >= _SPAN:
+        while self.count >= _SPAN:
             self.forget()
 
     @property

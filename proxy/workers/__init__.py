@@ -8,6 +8,7 @@
     places, limits, launcher, reload
 
 gateway.py    the composition root of main; __main__.py is that of a worker
+remote_loans.py   seats that main has lent, which a worker gives out without a message
 link.py       messages over a socket pair: numbered questions, many messages in one write
 messages.py   values <-> JSON: wants, principals, errors, the configuration; pure
 restarts.py   when a dead worker's place is taken again, and when that is in vain; pure

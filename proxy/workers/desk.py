@@ -1,7 +1,7 @@
 """Main's side of one worker: answers what it asks, and remembers what it holds.
 
 Whatever a worker took (seats, passes, places in line) hangs on its link, by the number of the question that took it:
-when the link closes, all of it is given back.
+when the link closes, all of it is given back. So are the seats that it was lent, by numbers of their own.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from structlog.typing import FilteringBoundLogger
 
 from backends.base import Endpoint
 from backends.errors import GatewayError, Unavailable
+from backends.loans import Loan
 from backends.places import Outcome, Seat, Want
 from proxy.config import ConfigError
 from proxy.control import BatchWork
@@ -36,6 +37,8 @@ class WantedPlaces(Protocol):
     def take_want(self, want: Want) -> Seat | None: ...
 
     async def wait_want(self, want: Want) -> Seat: ...
+
+    def lend(self, borrowers: int, call_in: Callable[[], None]) -> Loan | None: ...
 
 
 class Reporting(Protocol):
@@ -59,11 +62,13 @@ class Deciders:
 
     places    a model's, None for one that has none here
     metrics   numbers of all processes together
+    workers   how many there are
     """
 
     control: Reporting
     places: Callable[[str], WantedPlaces | None]
     metrics: Callable[[], Awaitable[State]]
+    workers: int = 1
 
 
 class Principals:
@@ -90,6 +95,9 @@ class Desk:
         self._principals: dict[str, Principal] = {}
         self._seats: dict[int, Seat] = {}
         self._passes: dict[int, Pass] = {}
+        self._loans: dict[int, Loan] = {}
+        self._lent: set[str] = set()
+        self._last_loan = 0
         self._told: dict[str, dict[str, Endpoint]] = {}
         self._waits: dict[int, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -108,6 +116,9 @@ class Desk:
     def told(self) -> dict[str, Handler]:
         return {
             "leave": self._leave,
+            "used": self._used,
+            "went": self._went,
+            "returned": self._returned,
             "principal": self._principal,
             "left": self._left,
             "cancel": self._cancel,
@@ -125,6 +136,9 @@ class Desk:
         seats, self._seats = self._seats, {}
         for seat in seats.values():
             seat.leave(Outcome.ABANDONED)
+        loans, self._loans = self._loans, {}
+        for loan in loans.values():
+            loan.lost()
         passes, self._passes = self._passes, {}
         for granted in passes.values():
             granted.leave(None)
@@ -132,7 +146,8 @@ class Desk:
     @property
     def holds(self) -> tuple[int, int, int]:
         """(seats, passes, requests that wait for one of them)"""
-        return len(self._seats), len(self._passes), len(self._waits)
+        seats = len(self._seats) + sum(loan.used for loan in self._loans.values())
+        return seats, len(self._passes), len(self._waits)
 
     # -- places -------------------------------------------------------------------------------------------------------
 
@@ -142,25 +157,26 @@ class Desk:
             raise Unavailable(f"{model} is no longer served here.", retry_after_s=5.0)
         want = want_from(told)
         seat = places.take_want(want)
-        if seat is not None:
-            self._seat(number, model, seat)
-        else:
+        if seat is None:
             self._cancellable(number, self._wait(number, model, places, want))
+            return
+        self._seat(number, model, seat)
+        if model not in self._lent:
+            self._lend(model, places)
 
     async def _wait(self, number: int, model: str, places: WantedPlaces, want: Want) -> None:
         self._seat(number, model, await places.wait_want(want))
 
     def _seat(self, number: int, model: str, seat: Seat) -> None:
         self._seats[number] = seat
-        endpoint = seat.endpoint
-        told = self._told.get(model)
-        if told is None or told.get(endpoint.replica_id) is not endpoint:
-            self._tell(model, endpoint)
-        self._link.answer(number, endpoint.replica_id)
+        self._tell(model, seat.endpoint)
+        self._link.answer(number, seat.endpoint.replica_id)
 
     def _tell(self, model: str, endpoint: Endpoint) -> None:
-        """Where a replica is; from then on its id is enough."""
+        """Where a replica is, once; from then on its id is enough."""
         told = self._told.setdefault(model, {})
+        if told.get(endpoint.replica_id) is endpoint:
+            return
         if len(told) >= TOLD_AT_MOST:
             told.clear()
             self._link.tell("forget", model)
@@ -171,6 +187,39 @@ class Desk:
         seat = self._seats.pop(number, None)
         if seat is not None:
             seat.leave(OUTCOMES[outcome], tokens)
+
+    # -- places that it gives out by itself ---------------------------------------------------------------------------
+
+    def _lend(self, model: str, places: WantedPlaces) -> None:
+        def call_in() -> None:
+            self._lent.discard(model)
+            self._link.tell("call_in", model)
+
+        loan = places.lend(self._deciders.workers, call_in)
+        if loan is None:
+            return
+        self._last_loan = number = self._last_loan + 1
+        self._loans[number] = loan
+        self._lent.add(model)
+        self._tell(model, loan.replica.endpoint)
+        self._link.tell("lend", model, number, loan.replica.replica_id, loan.seats)
+
+    def _used(self, number: int, used: int, served: int, seconds: float) -> None:
+        self._loans[number].told(used, served, seconds)
+
+    def _went(self, number: int, want: list[Any], outcome: str, seconds: float, tokens: int) -> None:
+        loan = self._loans[number]
+        loan.left(want_from(want), OUTCOMES[outcome], seconds, tokens)
+        self._forget_if_over(number, loan)
+
+    def _returned(self, number: int) -> None:
+        loan = self._loans[number]
+        loan.returned()
+        self._forget_if_over(number, loan)
+
+    def _forget_if_over(self, number: int, loan: Loan) -> None:
+        if loan.over:
+            del self._loans[number]
 
     # -- limits -------------------------------------------------------------------------------------------------------
 

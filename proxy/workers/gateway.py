@@ -91,7 +91,7 @@ class WorkersGateway:
             listeners,
             operators,
             start=self._start,
-            deciders=lambda workers: Deciders(control, self._places, workers.metrics),
+            deciders=lambda workers: Deciders(control, self._places, workers.metrics, len(listeners)),
             own_metrics=metrics.state,
             models=self._models,
             grace_s=config.server.shutdown_grace_s,

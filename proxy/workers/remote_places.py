@@ -1,12 +1,14 @@
 """`backends.places.Places` in a worker: main decides, this asks.
 
-One question and one telling for each request. Main names a replica's address once, then only its id.
+One question and one telling for each request, and none where main has lent seats (remote_loans.py). Main names a
+replica's address once, then only its id.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 from backends.base import Call
@@ -15,6 +17,7 @@ from backends.wants import want_of
 
 from .link import Handler, Link
 from .messages import RemoteEndpoint, endpoint_from, want_to
+from .remote_loans import RemoteLoan, Tellings
 
 _NOBODY: frozenset[str] = frozenset()
 
@@ -38,17 +41,23 @@ class RemoteSeat:
 class RemotePlaces:
     """Of one model. `affinity`: its requests' prefixes matter, so they are looked at."""
 
-    def __init__(self, model: str, link: Link, *, affinity: bool = True) -> None:
+    def __init__(
+        self, model: str, link: Link, tell_later: Callable[[RemoteLoan], None], *, affinity: bool = True
+    ) -> None:
         self.affinity = affinity
         self._model = model
         self._link = link
+        self._tell_later = tell_later
+        self._loan: RemoteLoan | None = None
+        self._returned: list[RemoteLoan] = []
         self._endpoints: dict[str, RemoteEndpoint] = {}
         self._in_flight: Counter[str] = Counter()
         self._waiting = 0
 
     def take(self, call: Call, avoid: frozenset[str] = _NOBODY) -> Seat | None:
-        """Nothing is decided here."""
-        return None
+        """Of what main has lent. Nothing is decided here."""
+        loan = self._loan
+        return None if loan is None or avoid else loan.seat(call)
 
     async def wait(self, call: Call, avoid: frozenset[str] = _NOBODY) -> Seat:
         want = want_of(call, avoid, affinity=self.affinity)
@@ -74,7 +83,8 @@ class RemotePlaces:
 
     def in_flight(self, replica_id: str) -> int:
         """This worker's own requests there."""
-        return self._in_flight[replica_id]
+        loans = self._returned if self._loan is None else [*self._returned, self._loan]
+        return self._in_flight[replica_id] + sum(loan.used for loan in loans if loan.endpoint.replica_id == replica_id)
 
     def waiting(self) -> int:
         """This worker's own requests that main has not answered yet."""
@@ -86,16 +96,33 @@ class RemotePlaces:
     def forget(self) -> None:
         self._endpoints.clear()
 
+    def borrow(self, number: int, replica_id: str, seats: int) -> None:
+        """Main lends seats at a replica."""
+        self._loan = RemoteLoan(number, self._endpoints[replica_id], seats, self._link, self._tell_later)
+
+    def give_back(self) -> None:
+        """Main wants them back."""
+        loan, self._loan = self._loan, None
+        if loan is not None:
+            loan.give_back()
+            self._returned = [*(one for one in self._returned if one.used), loan]
+
 
 class AllPlaces:
     """The places of every model, made when somebody asks for them."""
 
     def __init__(self) -> None:
         self._places: dict[str, RemotePlaces] = {}
+        self._tellings = Tellings()
         self._link: Link
 
     def told(self) -> dict[str, Handler]:
-        return {"endpoint": self._endpoint, "forget": self._forget}
+        return {
+            "endpoint": self._endpoint,
+            "forget": self._forget,
+            "lend": self._lend,
+            "call_in": self._call_in,
+        }
 
     def open(self, link: Link) -> None:
         self._link = link
@@ -109,7 +136,7 @@ class AllPlaces:
     def _known(self, model: str) -> RemotePlaces:
         places = self._places.get(model)
         if places is None:
-            places = self._places[model] = RemotePlaces(model, self._link)
+            places = self._places[model] = RemotePlaces(model, self._link, self._tellings.later)
         return places
 
     def _endpoint(self, model: str, told: list[Any]) -> None:
@@ -117,3 +144,9 @@ class AllPlaces:
 
     def _forget(self, model: str) -> None:
         self._known(model).forget()
+
+    def _lend(self, model: str, number: int, replica_id: str, seats: int) -> None:
+        self._known(model).borrow(number, replica_id, seats)
+
+    def _call_in(self, model: str) -> None:
+        self._known(model).give_back()
