@@ -1,5 +1,5 @@
-"""Seats that another process gives out by itself: main lends it some where there is nothing to decide, at a model's only
-replica, in good order, with nobody in line. A worker's request then costs no message (proxy/workers/).
+"""Seats that another process gives out by itself: main lends it some where there is nothing to decide, at a model's
+only replica, in good order, with nobody in line. A worker's request then costs no message (proxy/workers/).
 
     lend --> open --call_in--> called in --returned--> what is in use ends one by one --> over
 
@@ -58,8 +58,8 @@ class Loan:
             self._lending.rate.served(seconds, served)
 
     def left(self, want: Want, outcome: Outcome, seconds: float, tokens: int) -> None:
-        """A request has ended, after so long, that main is to know of by itself: it was not served, or there is a line.
-        The others of `Seat.leave`'s words hold."""
+        """A request has ended, after so many seconds, that was not served, or that was not to be told of with others
+        since the loan had been called in."""
         self.used -= 1
         if self._returned:
             self.seats -= 1
@@ -96,14 +96,20 @@ class Lending:
     """The loans of one model.
 
     line   who waits
-    left   is told of a request that has ended; the replica's count is still with it
+    left   is told of a request that has ended, which its replica still counts
     freed  is told that seats are free again
     """
 
     def __init__(
-        self, model: str, replicas: ReplicaSet, line: Sized, left: Left, freed: Callable[[], None],
+        self,
+        model: str,
+        replicas: ReplicaSet,
+        line: Sized,
+        *,
+        left: Left,
+        freed: Callable[[], None],
         clock: Callable[[], float],
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.rate = replicas.rate
         self.freed = freed
         self._model = model
@@ -172,6 +178,6 @@ class Lending:
     async def _watch(self) -> None:
         """Replicas come and go while nobody asks main for a seat."""
         while True:
-            await self._replicas.launcher.changed(self._model)
             self._replicas.refresh()
             self.look()
+            await self._replicas.launcher.changed(self._model)

@@ -119,10 +119,12 @@ class ModelPlaces:
             on_change=self._changed,
             clock=clock,
         )
-        self._queue = ModelQueue(model, self._set, self._seated, self._shortage, on_wait, clock)
+        self._queue = ModelQueue(
+            model, self._set, self._seated, on_shortage=self._shortage, on_wait=on_wait, clock=clock
+        )
         self.line = self._queue.line
         self.rate = self._set.rate
-        self._lending = Lending(model, self._set, self.line, self.left, self._freed, clock)
+        self._lending = Lending(model, self._set, self.line, left=self.left, freed=self._freed, clock=clock)
 
     # -- Places -------------------------------------------------------------------------------------------------------
 

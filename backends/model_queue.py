@@ -51,6 +51,7 @@ class ModelQueue:
         model: str,
         replicas: ReplicaSet,
         seated: Callable[[Replica, Want, float], Seat],
+        *,
         on_shortage: Callable[[], None],
         on_wait: OnWait | None,
         clock: Callable[[], float],
@@ -156,13 +157,13 @@ class ModelQueue:
             self._listener = asyncio.get_running_loop().create_task(self._listening(), name=f"queue of {self._model}")
 
     async def _listening(self) -> None:
-        """Until the launcher has news, again and again."""
+        """Whenever the launcher has news, those included that came before this was begun."""
         replicas = self._replicas
         while True:
-            await replicas.launcher.changed(self._model)
             replicas.refresh()
             self.move_up()
             self._send_away()
+            await replicas.launcher.changed(self._model)
 
     def _send_away(self) -> None:
         """Those for whom there is no replica, where waiting does not help."""

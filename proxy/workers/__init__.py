@@ -7,14 +7,14 @@
         v                                                     what is there in a gateway of one process
     places, limits, launcher, reload
 
-gateway.py    the composition root of main; __main__.py is that of a worker
-remote_loans.py   seats that main has lent, which a worker gives out without a message
-link.py       messages over a socket pair: numbered questions, many messages in one write
-messages.py   values <-> JSON: wants, principals, errors, the configuration; pure
-restarts.py   when a dead worker's place is taken again, and when that is in vain; pure
-sockets.py    one listening socket for each worker, on one port
-tally.py      metrics of all processes, those of dead ones included
-lines.py      a log that several processes write
+gateway.py        the composition root of main; __main__.py is that of a worker
+remote_loans.py   seats that main has lent (backends/loans.py), and a worker gives out without a message
+link.py           messages over a socket pair: numbered questions, many messages in one write
+messages.py       values <-> JSON: wants, principals, errors, the configuration; pure
+restarts.py       when a dead worker's place is taken again, and when that is in vain; pure
+sockets.py        one listening socket for each worker, on one port
+tally.py          metrics of all processes, those of dead ones included
+lines.py          a log that several processes write
 
 Main holds the state directory's lock, opens the port and never accepts: the kernel spreads connections over the
 listening sockets (SO_REUSEPORT, socket(7)), each of which has one worker. Main keeps them all open, so connections that

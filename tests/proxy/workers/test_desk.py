@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +12,7 @@ import pytest
 import structlog
 
 from backends.base import Call
+from backends.breaker import State
 from backends.errors import GatewayError, InvalidRequest, NotFound, QueueFull, RateLimited, Unavailable
 from backends.fixed import FixedEndpoint, FixedEndpoints
 from backends.model_places import ModelPlaces
@@ -20,7 +21,8 @@ from backends.replica_set import Rules
 from proxy.config import Config, ConfigError, parse
 from proxy.limits.local import Limits
 from proxy.limits.seam import Headers
-from proxy.metrics import State, merged
+from proxy.metrics import State as Numbers
+from proxy.metrics import merged
 from proxy.principals import ANYBODY, Allowance, Principal
 from proxy.reload import Changes
 from proxy.workers.desk import TOLD_AT_MOST, Deciders, Desk, Principals
@@ -28,6 +30,7 @@ from proxy.workers.link import Link, LinkLost
 from proxy.workers.remote_control import RemoteControl
 from proxy.workers.remote_limits import RemoteLimits
 from proxy.workers.remote_places import AllPlaces, RemotePlaces
+from tests.backends.placing import Launches
 from tests.waiting import until
 
 from .pair import linked
@@ -87,10 +90,10 @@ class Main:
         self.principals = Principals()
 
     def deciders(self) -> Deciders:
-        async def metrics() -> State:
+        async def metrics() -> Numbers:
             return {"slurmgate_requests_in_flight": [([], 5)]}
 
-        return Deciders(self.control, self.places.get, metrics)
+        return Deciders(self.control, self.places.get, metrics, workers=2)
 
     @asynccontextmanager
     async def worker(self) -> AsyncIterator[Worker]:
@@ -121,7 +124,7 @@ async def test_a_seat_is_taken_in_main_and_left_there() -> None:
     main = Main()
     async with main.worker() as worker:
         places: Places = worker.places
-        assert places.take(call()) is None, "nothing is decided in a worker"
+        assert places.take(call()) is None, "nothing is decided in a worker, and nothing has been lent"
         seat = await places.wait(call())
         assert (seat.endpoint.host, seat.endpoint.port) == ("127.0.0.1", 8001)
         assert (seat.endpoint.api_key, seat.endpoint.weight, seat.endpoint.limit) == ("engine-key", 2.0, 2)
@@ -222,6 +225,135 @@ async def test_what_a_dead_worker_held_is_given_back_and_its_requests_do_not_wai
         seat.leave(Outcome.SERVED)
 
 
+# -- seats that are lent ---------------------------------------------------------------------------------------------
+
+LARGE = FixedEndpoint("r1", "127.0.0.1", 8001, limit=16)
+
+
+def lent(worker: Worker) -> int:
+    """Seats that a worker gives out at once; they all leave again."""
+    seats = []
+    while (seat := worker.places.take(call())) is not None:
+        seats.append(seat)
+    for seat in seats:
+        seat.leave(Outcome.SERVED)
+    return len(seats)
+
+
+async def borrowing(worker: Worker) -> None:
+    """Who has asked once is lent some."""
+    (await worker.places.wait(call())).leave(Outcome.SERVED)
+    await worker.settled()
+    assert lent(worker) == 4
+
+
+async def test_lent_seats_cost_no_message_and_main_knows_soon_what_is_in_use() -> None:
+    main = Main(LARGE)
+    places = main.places["m"]
+    async with main.worker() as worker, main.worker() as other:
+        assert lent(worker) == 0
+        await borrowing(worker)
+        assert lent(other) == 0, "each its own"
+        told: list[Any] = []
+        worker.link.tell = lambda *message: told.append(message)  # type: ignore[method-assign]
+        seats = [worker.places.take(call()) for _ in range(3)]
+        assert told == []
+        assert worker.places.in_flight("r1") == 3
+        del worker.link.tell
+        await until(lambda: places.in_flight("r1") == 3)
+        count = places.rate.count
+        for seat in seats:
+            assert seat is not None
+            assert (seat.endpoint.host, seat.endpoint.port) == ("127.0.0.1", 8001)
+            seat.leave(Outcome.SERVED, 12)
+            seat.leave(Outcome.SERVED, 12)
+        await until(lambda: places.in_flight("r1") == 0)
+        assert places.rate.count == count + 3
+        assert worker.places.in_flight("r1") == 0
+
+
+async def test_a_request_that_has_failed_somewhere_gets_no_lent_seat() -> None:
+    async with Main(LARGE).worker() as worker:
+        await borrowing(worker)
+        assert worker.places.take(call(), frozenset({"r1"})) is None
+
+
+async def test_who_waits_gets_what_another_worker_has_been_lent() -> None:
+    main = Main(LARGE)
+    async with main.worker() as one, main.worker() as other:
+        await borrowing(one)
+        kept = one.places.take(call())
+        assert kept is not None
+        seats = [await other.places.wait(call()) for _ in range(15)]
+        assert lent(one) == 0
+        assert main.places["m"].in_flight("r1") == 16
+        waiting = asyncio.ensure_future(other.places.wait(call()))
+        await until(main.places["m"].waiting)
+        kept.leave(Outcome.SERVED)
+        seats.append(await waiting)
+        for seat in seats:
+            seat.leave(Outcome.SERVED)
+        await other.settled()
+        assert main.places["m"].in_flight("r1") == 0
+        assert one.desk.holds == other.desk.holds == (0, 0, 0)
+
+
+async def test_a_failure_at_a_lent_seat_is_known_in_main_at_once() -> None:
+    main = Main(LARGE)
+    async with main.worker() as one, main.worker() as other:
+        await borrowing(one)
+        await borrowing(other)
+        seat = one.places.take(call())
+        assert seat is not None
+        seat.leave(Outcome.UNREACHABLE)
+        await one.settled()
+        await until(lambda: lent(one) == lent(other) == 0)
+        (load,) = main.places["m"].snapshot().replicas
+        assert (load.breaker, load.in_flight) == (State.OPEN, 0)
+
+
+async def test_what_was_lent_to_a_dead_worker_is_free_again() -> None:
+    main = Main(LARGE)
+    async with main.worker() as other:
+        async with main.worker() as dying:
+            await borrowing(dying)
+            for _ in range(3):
+                assert dying.places.take(call()) is not None
+            await until(lambda: dying.desk.holds == (3, 0, 0))
+            seats = [await other.places.wait(call()) for _ in range(12)]
+            waiting = [asyncio.ensure_future(other.places.wait(call())) for _ in range(4)]
+            await until(waiting[0].done)
+            assert not any(one.done() for one in waiting[1:]), "three are still in use"
+        seats += [await one for one in waiting]
+        assert dying.desk.holds == (0, 0, 0)
+        for seat in seats:
+            seat.leave(Outcome.SERVED)
+
+
+async def test_a_drained_replica_is_called_in_though_nobody_asks_for_anything() -> None:
+    main = Main()
+    launcher = Launches(LARGE)
+    main.places["m"] = places = ModelPlaces("m", launcher, rules=Rules())
+    async with main.worker() as worker:
+        await borrowing(worker)
+        seat = worker.places.take(call())
+        launcher.set(FixedEndpoint("r2", "127.0.0.1", 8002))
+        assert places.in_flight("r1") == 4, "nobody knows yet how many it has"
+        await until(lambda: places.in_flight("r1") == 1)
+        assert worker.places.take(call()) is None
+        assert worker.places.in_flight("r1") == 1
+        assert seat is not None
+        seat.leave(Outcome.SERVED)
+        await until(lambda: places.in_flight("r1") == 0)
+        again = await worker.places.wait(call())
+        assert again.endpoint.replica_id == "r2"
+        again.leave(Outcome.SERVED)
+        places.close()
+
+
+# -- addresses -------------------------------------------------------------------------------------------------------
+
+
 async def test_the_address_of_a_replica_is_told_once_and_again_when_it_has_moved() -> None:
     main = Main()
     told: list[Any] = []
@@ -257,6 +389,9 @@ async def test_a_worker_remembers_only_so_many_replicas_however_many_come_and_go
 
         async def wait_want(self, want: Want) -> Seat:
             raise AssertionError("never full")
+
+        def lend(self, borrowers: int, call_in: Callable[[], None]) -> None:
+            return None
 
     @dataclass
     class FreeSeat:
