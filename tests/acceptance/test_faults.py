@@ -28,8 +28,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         yield site
 
 
-def only_chat() -> str:
-    text = config(SERVICE)
+def only_chat(service: str = SERVICE) -> str:
+    text = config(service)
     return text[: text.index('[models."')].replace("drain_timeout_s = 5.0", "drain_timeout_s = 20.0\nlead_s = 60.0")
 
 

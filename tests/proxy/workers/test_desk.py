@@ -298,18 +298,34 @@ async def test_who_waits_gets_what_another_worker_has_been_lent() -> None:
         assert one.desk.holds == other.desk.holds == (0, 0, 0)
 
 
+async def test_whose_client_goes_away_is_counted_out_at_once() -> None:
+    main = Main(LARGE)
+    async with main.worker() as worker:
+        await borrowing(worker)
+        seat, still_there = worker.places.take(call()), worker.places.take(call())
+        assert seat is not None
+        assert still_there is not None
+        seat.leave(Outcome.ABANDONED)
+        await worker.settled()
+        assert main.places["m"].in_flight("r1") == 1
+        assert worker.places.take(call()) is not None
+
+
 async def test_a_failure_at_a_lent_seat_is_known_in_main_at_once() -> None:
     main = Main(LARGE)
     async with main.worker() as one, main.worker() as other:
         await borrowing(one)
         await borrowing(other)
-        seat = one.places.take(call())
+        seat, still_there = one.places.take(call()), one.places.take(call())
         assert seat is not None
+        assert still_there is not None
         seat.leave(Outcome.UNREACHABLE)
         await one.settled()
-        await until(lambda: lent(one) == lent(other) == 0)
         (load,) = main.places["m"].snapshot().replicas
-        assert (load.breaker, load.in_flight) == (State.OPEN, 0)
+        assert (load.breaker, load.in_flight) == (State.OPEN, 1)
+        assert lent(one) == 0
+        await until(lambda: not lent(other))
+        still_there.leave(Outcome.SERVED)
 
 
 async def test_what_was_lent_to_a_dead_worker_is_free_again() -> None:

@@ -56,6 +56,16 @@ async def test_a_replicas_limit_holds_over_all_workers_and_all_of_them_serve(tmp
         assert len(gateway.served_by()) == 2
 
 
+async def test_the_limit_holds_where_workers_are_lent_seats_and_run_out_of_them(tmp_path: Path) -> None:
+    async with AnswersSlowlyAndCounts(0.05) as engine, Many(tmp_path, config(engine, "max_in_flight = 24")) as gateway:
+        async with client(gateway) as asking:
+            for _ in range(3):  # few, of lent seats; then more than there is room for; then few again
+                assert await ask(asking, 8) == {200: 8}
+                assert engine.most <= 24
+                assert await ask(asking, 100) == {200: 100}
+            assert engine.most == 24
+
+
 async def test_the_concurrency_of_a_key_holds_over_all_workers(tmp_path: Path) -> None:
     async with AnswersSlowlyAndCounts(0.05) as engine:
         gateway = Many(tmp_path, config(engine))
