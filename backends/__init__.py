@@ -24,6 +24,7 @@
         ModelPlaces   model_places.py   decides in this process; wants.py: a call as values, for others that ask it
             |- ReplicaSet   replica_set.py   what each has and may have: admission.py; in rotation or not: breaker.py;
             |                                which one is next: routing.py, affinity.py (all pure)
+            |- Lending      loans.py         seats that other processes give out by themselves, where nothing is decided
             `- ModelQueue   model_queue.py   who waits, until when; whose turn: waiting_line.py; how long it takes:
                                              service_rate.py (both pure)
 
