@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sized
-from typing import Protocol
 
 from .places import Outcome, Want
 from .replica_set import Replica, ReplicaSet
@@ -22,10 +21,8 @@ AGAIN_S = 1.0
 time."""
 
 
-class Left(Protocol):
-    """A request on a replica has ended: of `ModelPlaces.left`."""
-
-    def __call__(self, replica: Replica, request: Want, outcome: Outcome, begun: float, tokens: int) -> None: ...
+Left = Callable[[Replica, Want, Outcome, float, int], None]
+"""(replica, what was asked for, how it ended, since when it had its seat, tokens it used): of `ModelPlaces.left`"""
 
 
 class Loan:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -21,7 +21,7 @@ from backends.places import Outcome, Want
 from backends.replica_set import Rules
 
 from .placing import Health, Launches, replicas, standing, taken, turns
-from .test_model_places import Turmoil
+from .turmoil import Turmoil
 
 SERVED = Outcome.SERVED
 
@@ -197,44 +197,48 @@ async def test_a_replica_that_leaves_is_not_free_before_its_loans_have_been_retu
         assert [load.replica_id for load in m.places.snapshot().replicas] == ["r9"]
 
 
-async def test_new_limits_new_rules_and_the_end_call_it_in() -> None:
-    for change in ("limit", "rules", "source", "end"):
-        with site(limit=None, max_in_flight=None) as m:
-            loan = m.borrowed()
-            if change == "limit":
-                m.places.set_limit("r0", 4)
-            elif change == "rules":
-                m.places.configure(Rules(max_in_flight=2), m.launcher, "")
-            elif change == "source":
-                m.places.configure(Rules(), FixedEndpoints(replicas(1)), "")
-            else:
-                m.places.close()
-            assert m.called_in == [loan], change
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: m.places.set_limit("r0", 4),
+        lambda m: m.places.configure(Rules(max_in_flight=2), m.launcher, ""),
+        lambda m: m.places.configure(Rules(), FixedEndpoints(replicas(1)), ""),
+        lambda m: m.places.close(),
+    ],
+    ids=["limit", "rules", "source", "end"],
+)
+async def test_new_limits_new_rules_and_the_end_call_it_in(change: Callable[[Site], None]) -> None:
+    with site(limit=None) as m:
+        loan = m.borrowed()
+        change(m)
+        assert m.called_in == [loan]
+        loan.returned()
+        assert m.places.in_flight("r0") == 0
+
+
+@pytest.mark.parametrize("returned", [False, True])
+async def test_what_somebody_had_who_is_gone_is_free(returned: bool) -> None:
+    with site(limit=4) as m:
+        loan = m.borrowed(1)
+        loan.told(2, 0, 0.0)
+        seats = [taken(m.places) for _ in range(2)]
+        (waiting,) = await standing(m.places, Want())
+        if returned:
             loan.returned()
-            assert m.places.in_flight("r0") == 0
+            await turns()
+        loan.lost()
+        (await waiting).leave(SERVED)
+        for seat in seats:
+            seat.leave(SERVED)
+        assert m.room() == 4
+        assert m.in_flight == 0
 
 
-async def test_what_somebody_had_who_is_gone_is_free() -> None:
-    for returned in (False, True):
-        with site(limit=4) as m:
-            loan, other = m.borrowed(1), m.borrow()
-            assert other is None or other.seats <= 2
-            loan.told(2, 0, 0.0)
-            seats = [taken(m.places) for _ in range(m.room())]
-            (waiting,) = await standing(m.places, Want())
-            if returned:
-                loan.returned()
-                await turns()
-            loan.lost()
-            (await waiting).leave(SERVED)
-            for seat in seats:
-                seat.leave(SERVED)
-            if other is not None:
-                other.lost()
-            assert m.room() == 4
-            assert m.in_flight == 0
-            m.places.close()
-            assert m.called_in.count(loan) == 1
+async def test_who_is_gone_is_not_asked_to_give_back() -> None:
+    with site() as m:
+        m.borrowed().lost()
+        m.places.close()
+        assert m.called_in == []
 
 
 async def test_fairness_counts_what_borrowed_seats_have_used() -> None:

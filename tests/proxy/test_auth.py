@@ -7,6 +7,7 @@ from typing import Any
 
 import httpx
 import pytest
+from openai import OpenAI
 from starlette.types import Receive, Scope, Send
 
 from backends.errors import NotAuthenticated, NotFound
@@ -126,6 +127,25 @@ def test_a_key_revoked_while_it_is_looked_up_is_not_remembered() -> None:
 )
 def test_a_read_time_out_is_a_number_of_seconds_or_nothing(text: bytes, seconds: float | None) -> None:
     assert seconds_of(text) == seconds
+
+
+async def test_the_official_client_says_how_long_it_waits() -> None:
+    asked: list[httpx.Request] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(request)
+        return httpx.Response(200, json={"id": "m"})
+
+    with httpx.Client(transport=httpx.MockTransport(answer)) as http:
+        OpenAI(base_url="http://gateway/v1", api_key="ada", timeout=20, http_client=http).models.retrieve("m")
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None: ...
+
+    headers = [(name.lower(), value) for name, value in asked[0].headers.raw]
+    scope: Scope = {"type": "http", "path": "/v1/models/m", "headers": headers, "server": ("127.0.0.1", 8000)}
+    attach(scope, Record("GET", "/v1/models/m"))
+    await Authentication(app, ring_of(Keys(ada=Principal("key_1"))))(scope, _nothing, _nothing)
+    assert record_of(scope).read_timeout_s == 20.0
 
 
 # -- operators -------------------------------------------------------------------------------------------------------

@@ -364,6 +364,18 @@ async def test_a_request_whose_client_gives_up_first_is_never_sent(tmp_path: Pat
         assert len(engine.requests) == 1
 
 
+async def test_the_clients_read_time_out_ends_its_wait_with_an_answer(tmp_path: Path) -> None:
+    async with Holds() as engine, serving(config(engine.url, more=ONE_AT_A_TIME), tmp_path) as served:
+        async with asking(served) as http:
+            first = asyncio.create_task(http.post(CHAT, json=BODY), name="asks")
+            await engine.request()
+            late = await http.post(CHAT, json=BODY, headers={"x-stainless-read-timeout": "0.4"})
+            assert (late.status_code, late.json()["error"]["code"]) == (503, "deadline_exceeded")
+            engine.go.set()
+            assert (await first).status_code == 200
+        assert len(engine.requests) == 1
+
+
 # -- the total time-out ----------------------------------------------------------------------------------------------
 
 

@@ -3,121 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
-import structlog
 
-from backends.base import Call
-from backends.breaker import State
 from backends.errors import GatewayError, InvalidRequest, NotFound, QueueFull, RateLimited, Unavailable
 from backends.fixed import FixedEndpoint, FixedEndpoints
 from backends.model_places import ModelPlaces
 from backends.places import Outcome, Places, Seat, Want
 from backends.replica_set import Rules
-from proxy.config import Config, ConfigError, parse
+from proxy.config import Config, ConfigError
 from proxy.limits.local import Limits
 from proxy.limits.seam import Headers
-from proxy.metrics import State as Numbers
 from proxy.metrics import merged
 from proxy.principals import ANYBODY, Allowance, Principal
 from proxy.reload import Changes
-from proxy.workers.desk import TOLD_AT_MOST, Deciders, Desk, Principals
-from proxy.workers.link import Link, LinkLost
+from proxy.workers.desk import TOLD_AT_MOST
+from proxy.workers.link import LinkLost
 from proxy.workers.remote_control import RemoteControl
 from proxy.workers.remote_limits import RemoteLimits
-from proxy.workers.remote_places import AllPlaces, RemotePlaces
-from tests.backends.placing import Launches
 from tests.waiting import until
 
-from .pair import linked
-
-CONFIG = parse('[models.m]\nengine = "vllm"\nurls = ["http://127.0.0.1:1"]')
-ENGINE = FixedEndpoint("r1", "127.0.0.1", 8001, api_key="engine-key", weight=2.0, limit=2)
-
-
-def call(**given: Any) -> Call:
-    body = {"model": "m", "messages": [{"role": "user", "content": "x"}]}
-    return Call("req_1", "/v1/chat/completions", "m", body, b"{}", **given)
-
-
-@dataclass
-class FakeControl:
-    """What main has beside places."""
-
-    limits: Limits = field(default_factory=Limits)
-    reports: list[tuple[str, Any]] = field(default_factory=list)
-    reload_goes: asyncio.Event = field(default_factory=asyncio.Event)
-    reloads: int = 0
-    mistakes: list[str] = field(default_factory=list)
-    batches: dict[str, Any] = field(default_factory=dict)
-
-    async def report(self, replica_id: str, body: dict[str, Any]) -> dict[str, Any]:
-        if body.get("fault") == "ours":
-            raise ZeroDivisionError
-        if body.get("fault"):
-            raise InvalidRequest("Not a report.", code="bad_report")
-        self.reports.append((replica_id, body))
-        return {"command": "run", "in_flight": 3}
-
-    def tell_batches(self, work: Any, process: object = None) -> None:
-        self.batches = work
-
-    async def operate(self, verb: str, arguments: dict[str, Any]) -> dict[str, Any]:
-        if arguments["model"] != "m":
-            raise NotFound("No such model.", param="model", code="model_not_found")
-        return {"verb": verb, **arguments}
-
-    async def reload(self) -> Changes:
-        await self.reload_goes.wait()
-        self.reloads += 1
-        if self.mistakes:
-            raise ConfigError("config.toml", self.mistakes)
-        return Changes(added=("n",), limits=True)
-
-
-class Main:
-    """The main process' half. `worker()` is one worker."""
-
-    def __init__(self, *endpoints: FixedEndpoint, rules: Rules | None = None, limits: Limits | None = None) -> None:
-        self.places: dict[str, ModelPlaces] = {
-            "m": ModelPlaces("m", FixedEndpoints(endpoints or (ENGINE,)), rules=rules or Rules(queue_size=3))
-        }
-        self.control = FakeControl(limits or Limits())
-        self.principals = Principals()
-
-    def deciders(self) -> Deciders:
-        async def metrics() -> Numbers:
-            return {"slurmgate_requests_in_flight": [([], 5)]}
-
-        return Deciders(self.control, self.places.get, metrics, workers=2)
-
-    @asynccontextmanager
-    async def worker(self) -> AsyncIterator[Worker]:
-        desk = Desk(self.deciders(), self.principals, structlog.get_logger())
-        all_places = AllPlaces()
-        async with linked(asked=desk.asked(), told=desk.told(), worker=all_places.told()) as pair:
-            desk.open(pair.main)
-            all_places.open(pair.worker)
-            yield Worker(desk, pair.worker, all_places.of("m"), all_places)
-            pair.worker.close()
-            await until(lambda: not pair.main.is_open)
-            desk.gone()
-
-
-@dataclass
-class Worker:
-    desk: Desk
-    link: Link
-    places: RemotePlaces
-    all: AllPlaces
-
-    async def settled(self) -> None:
-        """Until main has read everything that was said."""
-        await self.link.ask("metrics")
+from .desks import CONFIG, ENGINE, Main, Worker, call
 
 
 async def test_a_seat_is_taken_in_main_and_left_there() -> None:
@@ -223,151 +132,6 @@ async def test_what_a_dead_worker_held_is_given_back_and_its_requests_do_not_wai
         assert main.control.limits.in_flight == 0
         assert (main.places["m"].in_flight("r1"), main.places["m"].waiting()) == (1, 0)
         seat.leave(Outcome.SERVED)
-
-
-# -- seats that are lent ---------------------------------------------------------------------------------------------
-
-LARGE = FixedEndpoint("r1", "127.0.0.1", 8001, limit=16)
-
-
-def lent(worker: Worker) -> int:
-    """Seats that a worker gives out at once; they all leave again."""
-    seats = []
-    while (seat := worker.places.take(call())) is not None:
-        seats.append(seat)
-    for seat in seats:
-        seat.leave(Outcome.SERVED)
-    return len(seats)
-
-
-async def borrowing(worker: Worker) -> None:
-    """Who has asked once is lent some."""
-    (await worker.places.wait(call())).leave(Outcome.SERVED)
-    await worker.settled()
-    assert lent(worker) == 4
-
-
-async def test_lent_seats_cost_no_message_and_main_knows_soon_what_is_in_use() -> None:
-    main = Main(LARGE)
-    places = main.places["m"]
-    async with main.worker() as worker, main.worker() as other:
-        assert lent(worker) == 0
-        await borrowing(worker)
-        assert lent(other) == 0, "each its own"
-        told: list[Any] = []
-        worker.link.tell = lambda *message: told.append(message)  # type: ignore[method-assign]
-        seats = [worker.places.take(call()) for _ in range(3)]
-        assert told == []
-        assert worker.places.in_flight("r1") == 3
-        del worker.link.tell
-        await until(lambda: places.in_flight("r1") == 3)
-        count = places.rate.count
-        for seat in seats:
-            assert seat is not None
-            assert (seat.endpoint.host, seat.endpoint.port) == ("127.0.0.1", 8001)
-            seat.leave(Outcome.SERVED, 12)
-            seat.leave(Outcome.SERVED, 12)
-        await until(lambda: places.in_flight("r1") == 0)
-        assert places.rate.count == count + 3
-        assert worker.places.in_flight("r1") == 0
-
-
-async def test_a_request_that_has_failed_somewhere_gets_no_lent_seat() -> None:
-    async with Main(LARGE).worker() as worker:
-        await borrowing(worker)
-        assert worker.places.take(call(), frozenset({"r1"})) is None
-
-
-async def test_who_waits_gets_what_another_worker_has_been_lent() -> None:
-    main = Main(LARGE)
-    async with main.worker() as one, main.worker() as other:
-        await borrowing(one)
-        kept = one.places.take(call())
-        assert kept is not None
-        seats = [await other.places.wait(call()) for _ in range(15)]
-        assert lent(one) == 0
-        assert main.places["m"].in_flight("r1") == 16
-        waiting = asyncio.ensure_future(other.places.wait(call()))
-        await until(main.places["m"].waiting)
-        kept.leave(Outcome.SERVED)
-        seats.append(await waiting)
-        for seat in seats:
-            seat.leave(Outcome.SERVED)
-        await other.settled()
-        assert main.places["m"].in_flight("r1") == 0
-        assert one.desk.holds == other.desk.holds == (0, 0, 0)
-
-
-async def test_whose_client_goes_away_is_counted_out_at_once() -> None:
-    main = Main(LARGE)
-    async with main.worker() as worker:
-        await borrowing(worker)
-        seat, still_there = worker.places.take(call()), worker.places.take(call())
-        assert seat is not None
-        assert still_there is not None
-        seat.leave(Outcome.ABANDONED)
-        await worker.settled()
-        assert main.places["m"].in_flight("r1") == 1
-        assert worker.places.take(call()) is not None
-
-
-async def test_a_failure_at_a_lent_seat_is_known_in_main_at_once() -> None:
-    main = Main(LARGE)
-    async with main.worker() as one, main.worker() as other:
-        await borrowing(one)
-        await borrowing(other)
-        seat, still_there = one.places.take(call()), one.places.take(call())
-        assert seat is not None
-        assert still_there is not None
-        seat.leave(Outcome.UNREACHABLE)
-        await one.settled()
-        (load,) = main.places["m"].snapshot().replicas
-        assert (load.breaker, load.in_flight) == (State.OPEN, 1)
-        assert lent(one) == 0
-        await until(lambda: not lent(other))
-        still_there.leave(Outcome.SERVED)
-
-
-async def test_what_was_lent_to_a_dead_worker_is_free_again() -> None:
-    main = Main(LARGE)
-    async with main.worker() as other:
-        async with main.worker() as dying:
-            await borrowing(dying)
-            for _ in range(3):
-                assert dying.places.take(call()) is not None
-            await until(lambda: dying.desk.holds == (3, 0, 0))
-            seats = [await other.places.wait(call()) for _ in range(12)]
-            waiting = [asyncio.ensure_future(other.places.wait(call())) for _ in range(4)]
-            await until(waiting[0].done)
-            assert not any(one.done() for one in waiting[1:]), "three are still in use"
-        seats += [await one for one in waiting]
-        assert dying.desk.holds == (0, 0, 0)
-        for seat in seats:
-            seat.leave(Outcome.SERVED)
-
-
-async def test_a_drained_replica_is_called_in_though_nobody_asks_for_anything() -> None:
-    main = Main()
-    launcher = Launches(LARGE)
-    main.places["m"] = places = ModelPlaces("m", launcher, rules=Rules())
-    async with main.worker() as worker:
-        await borrowing(worker)
-        seat = worker.places.take(call())
-        launcher.set(FixedEndpoint("r2", "127.0.0.1", 8002))
-        assert places.in_flight("r1") == 4, "nobody knows yet how many it has"
-        await until(lambda: places.in_flight("r1") == 1)
-        assert worker.places.take(call()) is None
-        assert worker.places.in_flight("r1") == 1
-        assert seat is not None
-        seat.leave(Outcome.SERVED)
-        await until(lambda: places.in_flight("r1") == 0)
-        again = await worker.places.wait(call())
-        assert again.endpoint.replica_id == "r2"
-        again.leave(Outcome.SERVED)
-        places.close()
-
-
-# -- addresses -------------------------------------------------------------------------------------------------------
 
 
 async def test_the_address_of_a_replica_is_told_once_and_again_when_it_has_moved() -> None:
