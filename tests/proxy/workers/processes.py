@@ -24,7 +24,7 @@ from tests.fakes.chat_engine import STREAM_HEAD, Answers, Request, Write, chunk,
 from tests.gateway_process import free_port
 from tests.waiting import until
 
-CHAT = "/v1/chat/completions"
+CHAT, MODELS = "/v1/chat/completions", "/v1/models"
 BODY = {"model": "m", "messages": [{"role": "user", "content": "x"}]}
 
 
@@ -134,6 +134,13 @@ class Many:
         try:
             given = NewKey.model_validate({"name": "tests", "limits": limits} if limits else {"name": "tests"})
             return {"authorization": f"Bearer {KeyStore(database).make(given)[1]}"}
+        finally:
+            database.dispose()
+
+    def revoke(self, name: str) -> None:
+        database = open_database(self.state.database)
+        try:
+            assert KeyStore(database).revoke(name) == 1
         finally:
             database.dispose()
 

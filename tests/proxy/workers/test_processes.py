@@ -20,7 +20,7 @@ from proxy.database import open_database
 from tests.fakes.chat_engine import Answers, Engine
 from tests.waiting import until
 
-from .processes import BODY, CHAT, AnswersSlowlyAndCounts, Many, StreamsUntilTold, alive, client, kill
+from .processes import BODY, CHAT, MODELS, AnswersSlowlyAndCounts, Many, StreamsUntilTold, alive, client, kill
 
 
 def config(engine: Engine, more: str = "", *, workers: int = 2, grace_s: float = 10.0) -> str:
@@ -88,6 +88,24 @@ async def test_the_requests_per_minute_of_a_key_are_counted_over_all_workers(tmp
         assert 20 <= told[200] <= 22, "twenty, and what comes back while it takes"
         assert told == {200: told[200], 429: 64 - told[200]}
         assert len(engine.requests) == told[200]
+
+
+async def test_a_revoked_key_stops_working_in_every_worker(tmp_path: Path) -> None:
+    async with Answers() as engine:
+        gateway = Many(tmp_path, config(engine))
+        key = gateway.key()
+
+        async def told() -> set[int]:
+            """What many new connections, which the kernel spreads over the workers, are told."""
+            async with client(gateway, headers=key) as asking:
+                return {answer.status_code for answer in await asyncio.gather(*(asking.get(MODELS) for _ in range(32)))}
+
+        async with gateway:
+            assert await told() == {200}
+            await until(lambda: len(gateway.served_by()) == 2)
+            gateway.revoke("tests")
+            while await told() != {401}:
+                assert gateway.process.poll() is None
 
 
 async def test_usage_of_all_workers_adds_up(tmp_path: Path) -> None:
